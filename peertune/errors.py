@@ -1,0 +1,38 @@
+"""What can go wrong, as seen by a user.
+
+PeertuneError
+ +- ConfigError    bad input: configuration, models, data, run names; nothing has been trained
+ |   +- MethodError    the agents do not fit the chosen method
+ +- AgentError     one agent could not answer one call; the others go on
+ +- PayloadError   bytes that are not a valid payload
+
+Each message says what was expected, what was found and what to do.
+"""
+
+
+class PeertuneError(Exception):
+    """Base of all errors that a user can meet; `exit_code` is what the command returns."""
+
+    exit_code = 1
+
+
+class ConfigError(PeertuneError):
+    """Input that cannot be used. Nothing was changed."""
+
+    exit_code = 2
+
+
+class MethodError(ConfigError):
+    """The agents of this federation do not fit the chosen method."""
+
+
+class PayloadError(PeertuneError):
+    """Bytes that do not decode to a valid payload."""
+
+
+class AgentError(PeertuneError):
+    """`agent` could not answer `verb`: `cause` is one line without private text; the traceback stays with the agent."""
+
+    def __init__(self, agent: str, verb: str, cause: str) -> None:
+        super().__init__(f"{agent}.{verb} failed: {cause}")
+        self.agent, self.verb, self.cause = agent, verb, cause

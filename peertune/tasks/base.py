@@ -1,0 +1,42 @@
+"""A task is data, a prompt and a grade; it knows no model and no method."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Split = Literal["train", "validation", "transfer", "probe", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One prompt with its reference completion.
+
+    `prompt` ends where the completion starts. `tests` are programs that a right answer passes (code tasks only).
+    Two examples with the same `key` are the same problem; no key stands in two splits.
+    """
+
+    prompt: str
+    completion: str
+    category: str = ""
+    tests: tuple[str, ...] = ()
+    key: str = ""
+
+
+class Task(ABC):
+    """Examples in five splits, and a grade.
+
+    `train` and `validation` are private and dealt to agents; `transfer` (the prompts that agents answer for each other),
+    `probe` and `test` are the same for everyone. `test` is only ever used to report.
+    """
+
+    name: str
+    categories: tuple[str, ...]
+
+    @abstractmethod
+    def examples(self, split: Split) -> list[Example]:
+        """All examples of `split`, always in the same order. Raises `ConfigError` if the task has no such split."""
+
+    @abstractmethod
+    def grade(self, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
+        """Grade `texts[i]`, a completion of `examples[i].prompt`: one number from 0 (wrong) to 1 (right) each."""
