@@ -1,4 +1,4 @@
-"""Runs inside the sandbox (see `sandbox.py`): reads programs on stdin, runs each in a child of its own, answers a reason.
+"""Runs inside the sandbox (`sandbox.py`): reads programs on stdin, runs each in a child, answers a reason.
 
 Only the standard library, and never imported by peertune. Request: `!dI` (seconds, length) + UTF-8 source.
 Answer: `!?H` (is this judge still clean, length) + reason. The first answer, before any request, is "ready".
@@ -18,7 +18,6 @@ import select
 import signal
 import struct
 import sys
-import time
 import types
 from typing import NoReturn
 
@@ -27,10 +26,11 @@ FILE = 8 << 20  # bytes in one file
 OPEN_FILES = 64
 THREADS = 256
 # Imported before the first fork, so that a program pays nothing for them.
-USUAL = (
-    "array bisect cmath collections copy dataclasses datetime decimal enum fractions functools hashlib heapq "
-    "itertools json math operator queue random re statistics string textwrap threading typing"
-).split()
+USUAL = [
+    "array", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum",
+    "fractions", "functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "queue", "random", "re",
+    "statistics", "string", "textwrap", "threading", "typing",
+]  # fmt: skip
 ERRORS = {
     kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, BaseException)
 }
@@ -40,24 +40,27 @@ REASONS = {OWN_WORDS.get(kind, f"error: {kind.__name__}") for kind in ERRORS} | 
 # System calls that a program may not make (x86_64, aarch64; None: that machine has no such call).
 DENIED: dict[str, tuple[int | None, int | None]] = {
     # other processes: none may be started, stopped, read or slowed down
-    "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281), "ptrace": (101, 117),
-    "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "process_madvise": (440, 440),
-    "pidfd_open": (434, 434), "pidfd_getfd": (438, 438), "pidfd_send_signal": (424, 424), "kcmp": (312, 272),
-    "tkill": (200, 130), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "setsid": (112, 157),
-    "setpgid": (109, 154), "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setaffinity": (203, 122),
-    "sched_setscheduler": (144, 119), "sched_setparam": (142, 118), "sched_setattr": (314, 274),
-    "migrate_pages": (256, 238), "move_pages": (279, 239),
+    "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281),
+    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
+    "process_madvise": (440, 440), "pidfd_open": (434, 434), "pidfd_getfd": (438, 438),
+    "pidfd_send_signal": (424, 424), "kcmp": (312, 272), "tkill": (200, 130), "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240), "setsid": (112, 157), "setpgid": (109, 154), "setpriority": (141, 140),
+    "ioprio_set": (251, 30), "sched_setaffinity": (203, 122), "sched_setscheduler": (144, 119),
+    "sched_setparam": (142, 118), "sched_setattr": (314, 274), "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
     # the network, and memory that outlives a program or that its limits do not count
     "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "shmget": (29, 194), "semget": (64, 190),
     "msgget": (68, 186), "mq_open": (240, 180), "memfd_create": (319, 279), "memfd_secret": (447, 447),
     "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218),
     # namespaces and mounts
-    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97),
-    "setns": (308, 268), "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433),
-    "open_tree": (428, 428), "move_mount": (429, 429), "mount_setattr": (442, 442), "open_by_handle_at": (304, 265),
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51),
+    "unshare": (272, 97), "setns": (308, 268), "fsopen": (430, 430), "fsconfig": (431, 431),
+    "fsmount": (432, 432), "fspick": (433, 433), "open_tree": (428, 428), "move_mount": (429, 429),
+    "mount_setattr": (442, 442), "open_by_handle_at": (304, 265),
     # kernel machinery with a history of holes
-    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425),
-    "io_uring_enter": (426, 426), "io_uring_register": (427, 427), "personality": (135, 92),
+    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
+    "personality": (135, 92),
 }  # fmt: skip
 CLONE, CLONE3, NEWEST = (56, 220), 435, 452
 KILL, TGKILL, PRLIMIT = (62, 129), (234, 131), (302, 261)
@@ -69,7 +72,7 @@ SET_DUMPABLE, SET_SECCOMP, SET_NO_NEW_PRIVS, FILTER_MODE = 4, 22, 38, 2
 
 
 def seccomp_filter(pid: int) -> bytes:
-    """The BPF program (array of `struct sock_filter`) for a child with this process id; KeyError: unknown machine."""
+    """The BPF program (`struct sock_filter[]`) for the process `pid`. KeyError: no table for this machine."""
     column, arch = MACHINES[platform.machine()]
     steps = [(LOAD, 0, 0, ARCH), (EQUAL, 1, 0, arch), (RETURN, 0, 0, KILL_PROCESS), (LOAD, 0, 0, NUMBER)]
     # Calls newer than this table, and the x32 numbers, do not exist; without clone3 the C library uses clone.
@@ -126,7 +129,7 @@ def word(error: BaseException) -> str:
 
 
 def child(source: bytes, timeout: float, token: bytes, pipe: int) -> NoReturn:
-    """Run the program and, once it is over, write token + reason to a descriptor whose number it was not told."""
+    """Run the program; once it is over, write token + reason to a descriptor that it was not told."""
     leave, write, module = os._exit, os.write, types.ModuleType("__main__")
     null = os.open("/dev/null", os.O_RDWR)
     for standard in (0, 1, 2):
@@ -150,7 +153,7 @@ def child(source: bytes, timeout: float, token: bytes, pipe: int) -> NoReturn:
 
 
 def judge(source: bytes, timeout: float) -> str:
-    """One program in a child of its own: the reason, one of `REASONS` or timeout, killed, vanished, tampered."""
+    """Run one program in a child: one of `REASONS`, or timeout, killed, vanished, tampered."""
     token = os.urandom(32)
     ours, theirs = os.pipe()
     pid = os.fork()

@@ -1,21 +1,23 @@
 """Runs programs that a model wrote, where they can do no harm, and tells which of them ran to their end.
 
-Each program runs in a process of its own, forked by a judge (`judge.py`) that stays alive inside bubblewrap: no network,
-no files but a read-only Python and 16 MB in memory, no other processes, no output, limits on time and memory, and a
-system-call filter. A program of which any file is left takes its judge with it.
+Each program runs in a process of its own, forked by a judge (`judge.py`) that stays alive inside bubblewrap:
+no network, no files but a read-only Python and 16 MB in memory, no other processes, no output, limits on time
+and memory, and a system-call filter. A judge whose files a program has touched is replaced.
 
-What a verdict is worth. A program that leaves early (`os._exit`, `sys.exit`, a signal), prints a verdict or writes to
-every descriptor does not pass: passing takes a random token, sent when the program is over. But the token, like the
-asserts of a test, stands in the memory of the process that runs the answer: a program written to search the frames of
-its interpreter for it, or to return objects that equal everything, is contained and still passes. So a pass is good
-evidence about an answer and no proof against an adversary who is paid by the pass.
+What a verdict is worth. A program that leaves early (`os._exit`, `sys.exit`, a signal), prints a verdict or
+writes to every descriptor does not pass: passing takes a random token, sent when the program is over. But the
+token, like the asserts of a test, lies in the memory of the process that runs the answer. A program written
+to search the interpreter's frames for it, or to return objects that equal everything, is contained and still
+passes. A pass is good evidence about an answer, no proof against an adversary who is paid by the pass.
 """
 
+import contextlib
 import functools
 import os
 import queue
 import select
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -37,7 +39,7 @@ ENVIRONMENT = {"HOME": "/tmp", "LANG": "C.UTF-8", "PATH": "/usr/bin", "PYTHONHAS
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A whole program; it passes if it runs to its end without an exception within `timeout` seconds of wall time."""
+    """A whole program; it passes if it reaches its end without an exception in `timeout` seconds (wall)."""
 
     code: str
     timeout: float = 2.0
@@ -45,49 +47,34 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`reason` is "passed", "assertion", "memory", "exit" (SystemExit), "error: " + the built-in exception that it is,
-    "timeout", "killed" (by a signal), "vanished" (ended without a word) or "tampered"; never text of the program."""
+    """Whether the program passed, and why not; never text of the program.
+
+    `reason` is "passed", "assertion", "memory", "exit" (SystemExit), "error: " and the nearest built-in
+    exception, "timeout", "killed" (by a signal), "vanished" (ended without a word) or "tampered".
+    """
 
     passed: bool
     reason: str
 
 
 def _python() -> list[str]:
-    """The interpreter, alone: no site-packages, no bytecode files; hashes are fixed so that verdicts repeat."""
+    """The interpreter alone, without site-packages. Not -I: it would ignore the fixed PYTHONHASHSEED."""
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     return [os.path.join(sys.base_prefix, "bin", name), "-P", "-s", "-S", "-B"]
 
 
 def _bubblewrap() -> list[str]:
-    """The command that runs the judge inside bubblewrap. There is no /proc, and nothing but /tmp can be written."""
+    """The command that runs the judge inside bubblewrap: no /proc, and nothing but /tmp can be written."""
     command = [
-        "bwrap",
-        "--unshare-all",
-        "--unshare-user",
-        "--disable-userns",
-        "--uid",
-        "65534",
-        "--gid",
-        "65534",
-    ]
-    command += ["--cap-drop", "ALL", "--new-session", "--die-with-parent", "--hostname", "sandbox"]
+        "bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534",
+        "--cap-drop", "ALL", "--new-session", "--die-with-parent", "--hostname", "sandbox",
+        "--dev-bind", "/dev/null", "/dev/null", "--dev-bind", "/dev/urandom", "/dev/urandom",
+    ]  # fmt: skip
     python = _python()[0] if sys.base_prefix == "/usr" else sys.base_prefix
     for path in ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", python):
         command += ["--ro-bind-try", path, path]
-    for device in ("/dev/null", "/dev/urandom"):
-        command += ["--dev-bind", device, device]
-    command += [
-        "--ro-bind",
-        str(JUDGE),
-        "/judge.py",
-        "--size",
-        str(16 << 20),
-        "--tmpfs",
-        "/tmp",
-        "--remount-ro",
-        "/",
-    ]
-    return [*command, "--chdir", "/tmp", *_python(), "/judge.py", "/tmp"]
+    command += ["--ro-bind", str(JUDGE), "/judge.py", "--size", str(16 << 20), "--tmpfs", "/tmp"]
+    return [*command, "--remount-ro", "/", "--chdir", "/tmp", *_python(), "/judge.py", "/tmp"]
 
 
 @functools.cache
@@ -116,7 +103,7 @@ class _JudgeDied(Exception):
 
 
 class _Judge:
-    """One judge process; started when first needed, and again after it has died, was killed or is no longer clean."""
+    """One judge process; started when needed, again after it has died, was stopped or is no longer clean."""
 
     def __init__(self, bubblewrap: bool, starter: ThreadPoolExecutor) -> None:
         self._bubblewrap, self._starter = bubblewrap, starter
@@ -152,7 +139,7 @@ class _Judge:
     def _start(self) -> subprocess.Popen[bytes]:
         self._folder = None if self._bubblewrap else tempfile.mkdtemp(prefix="peertune-")
         command = _bubblewrap() if self._folder is None else [*_python(), str(JUDGE), self._folder]
-        # The kernel ends bubblewrap with the *thread* that started it, so one thread that lives as long as we starts all.
+        # The kernel ends bubblewrap with the *thread* that started it: a thread that outlives runs starts it.
         self._process = self._starter.submit(
             subprocess.Popen,
             command,
@@ -186,16 +173,12 @@ class _Judge:
         process, self._process = self._process, None
         if process is not None:
             assert process.stdin and process.stdout
-            try:
-                os.killpg(process.pid, 9)
-            except ProcessLookupError:
-                pass  # it had ended by itself
+            with contextlib.suppress(ProcessLookupError):  # it had ended by itself
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             process.stdout.close()
-            try:
+            with contextlib.suppress(BrokenPipeError):  # a request that a dead judge did not read
                 process.stdin.close()
-            except BrokenPipeError:
-                pass  # the rest of a request that a dead judge did not read
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -210,8 +193,8 @@ def _close(judges: Sequence[_Judge], starter: ThreadPoolExecutor) -> None:
 class Sandbox:
     """Runs programs, as many at once as the process has cores. Safe to use from several threads.
 
-    Raises `ConfigError` if bubblewrap does not work here and `allow_unsafe` is not set. Where it is, programs are run
-    with limits on time and memory and without network and child processes, but see and can change the user's files.
+    Raises `ConfigError` if bubblewrap does not work here, unless `allow_unsafe`: then programs run with the
+    same limits and system-call filter (no network, no child processes), but see and can change the user's files.
     """
 
     isolation: str
@@ -221,8 +204,8 @@ class Sandbox:
         if not works and not allow_unsafe:
             raise ConfigError(
                 f"this task runs programs that models wrote and needs a sandbox for them, but {why}. "
-                "Install bubblewrap (apt install bubblewrap; dnf install bubblewrap) on a system that lets users create "
-                "namespaces, or allow unsafe execution with `sandbox: unsafe` in the configuration."
+                "Install bubblewrap (`apt install bubblewrap`) on a system that lets users create namespaces, or "
+                "allow unsafe execution with `sandbox: unsafe` in the configuration."
             )
         self.isolation = "bubblewrap" if works else "rlimits only (unsafe)"
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
