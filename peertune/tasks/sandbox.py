@@ -194,7 +194,7 @@ class Sandbox:
     """Runs programs, as many at once as the process has cores. Safe to use from several threads.
 
     Raises `ConfigError` if bubblewrap does not work here, unless `allow_unsafe`: then programs run with the
-    same limits and system-call filter (no network, no child processes), but see and can change the user's files.
+    same limits and system-call filter (no network, no child processes), but can read and change your files.
     """
 
     isolation: str
@@ -204,8 +204,8 @@ class Sandbox:
         if not works and not allow_unsafe:
             raise ConfigError(
                 f"this task runs programs that models wrote and needs a sandbox for them, but {why}. "
-                "Install bubblewrap (`apt install bubblewrap`) on a system that lets users create namespaces, or "
-                "allow unsafe execution with `sandbox: unsafe` in the configuration."
+                "Install bubblewrap (`apt install bubblewrap`) where users may create namespaces, "
+                "or allow unsafe execution with `sandbox: unsafe` in the configuration."
             )
         self.isolation = "bubblewrap" if works else "rlimits only (unsafe)"
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
