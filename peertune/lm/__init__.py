@@ -1,0 +1,1 @@
+"""One causal language model and the LoRA adapters of all agents that share it."""

@@ -1,0 +1,115 @@
+"""Text to token rows: what the model is given, and which tokens carry loss."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+IGNORED = -100  # the label that cross-entropy skips
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One example as tokens; loss is on `ids[prompt_length:]`.
+
+    `prompt_length` >= 1, since nothing predicts a first token. `truncated`: it was too long and lost tokens.
+    """
+
+    ids: tuple[int, ...]
+    prompt_length: int
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows padded on the right. All three are int64 of shape (row, token)."""
+
+    ids: torch.Tensor
+    attention: torch.Tensor  # 1 for a token, 0 for padding
+    labels: torch.Tensor  # the token itself in a completion, else -100
+
+
+def encode_prompt(tokenizer: Any, prompt: str, template: bool = False) -> list[int]:
+    """Tokens of a prompt as the model sees it when it generates: BOS first, if the tokenizer has one.
+
+    `template`: `prompt` is a rendered chat template, so names of control tokens in it are control tokens and
+    it may bring its own BOS. Otherwise they are plain text: data cannot forge the end of a turn.
+    """
+    ids = _tokens(tokenizer, prompt, template)
+    start = tokenizer.bos_token_id
+    if start is None:
+        # an empty prompt still needs a token to predict the first one from; EOS separates documents
+        return ids or [_end(tokenizer)]
+    return ids if template and ids[:1] == [start] else [start, *ids]
+
+
+def encode(tokenizer: Any, prompt: str, completion: str, max_length: int, template: bool = False) -> Row:
+    """BOS + prompt + completion + EOS, at most `max_length` tokens.
+
+    Too long: the prompt loses its beginning (BOS stays). A completion loses its end, EOS first, only if it is
+    too long by itself. `template`: as in `encode_prompt`, for the prompt and the completion.
+    """
+    head = encode_prompt(tokenizer, prompt, template)
+    tail = _completion_tokens(tokenizer, prompt, completion, template)
+    if len(head) + len(tail) <= max_length:
+        return Row((*head, *tail), len(head), False)
+    kept = cut_left(tokenizer, head, max(1, max_length - len(tail)))
+    return Row((*kept, *tail)[:max_length], len(kept), True)
+
+
+def cut_left(tokenizer: Any, ids: list[int], length: int) -> list[int]:
+    """The last `length` >= 1 tokens of a prompt, with its BOS still in front."""
+    if len(ids) <= length:
+        return ids
+    if ids[0] == tokenizer.bos_token_id:
+        return [ids[0], *ids[len(ids) - length + 1 :]]
+    return ids[-length:]
+
+
+def collate(rows: Sequence[Row], pad_id: int, device: torch.device | str) -> Batch:
+    """Pad rows on the right to the longest."""
+    width = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), width), pad_id)
+    attention = torch.zeros((len(rows), width), dtype=torch.int64)
+    labels = torch.full((len(rows), width), IGNORED)
+    for index, row in enumerate(rows):
+        length = len(row.ids)
+        ids[index, :length] = torch.tensor(row.ids)
+        attention[index, :length] = 1
+        labels[index, row.prompt_length : length] = ids[index, row.prompt_length : length]
+    return Batch(ids.to(device), attention.to(device), labels.to(device))
+
+
+def render_example(row: Row, tokenizer: Any) -> str:
+    """Plain-text view of one example: the text given, then the tokens that carry loss, each in brackets."""
+    given, learned = row.ids[: row.prompt_length], row.ids[row.prompt_length :]
+    pieces = "".join(
+        f"[{str(tokenizer.decode([token])).replace(chr(10), chr(92) + 'n')}]" for token in learned
+    )
+    cut = ", truncated" if row.truncated else ""
+    return (
+        f"given ({len(given)} tokens, no loss{cut}):\n{tokenizer.decode(list(given))}\n"
+        f"learned ({len(learned)} tokens):\n{pieces}"
+    )
+
+
+def _completion_tokens(tokenizer: Any, prompt: str, completion: str, template: bool) -> list[int]:
+    """Tokens of the completion after the prompt.
+
+    Tokenised with the prompt in front (some tokenizers add a space at the start of a text) where that leaves
+    the prompt's own tokens as they are. Where the two would merge, tokenised alone: in use the prompt is, too.
+    """
+    alone, together = _tokens(tokenizer, prompt, template), _tokens(tokenizer, prompt + completion, template)
+    joined = together[: len(alone)] == alone
+    tail = together[len(alone) :] if joined else _tokens(tokenizer, completion, template)
+    end = _end(tokenizer)
+    return tail if template and tail[-1:] == [end] else [*tail, end]
+
+
+def _tokens(tokenizer: Any, text: str, template: bool) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not template)
+
+
+def _end(tokenizer: Any) -> int:
+    return int(tokenizer.eos_token_id)  # LanguageModel.load makes sure that there is one

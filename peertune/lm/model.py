@@ -1,0 +1,169 @@
+"""One causal language model with frozen base weights, and the LoRA adapters of the agents that share it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType
+from safetensors.torch import save_file
+from transformers.pytorch_utils import Conv1D
+
+from peertune.errors import ConfigError, PayloadError
+from peertune.lm.load import first_line, load_base, load_tokenizer
+from peertune.lm.quiet import quiet
+from peertune.lm.seeding import seeded
+from peertune.lm.settings import AdapterSettings
+from peertune.lm.source import fingerprint, local_folder, resolve
+
+__all__ = ["LanguageModel", "check_tensors", "fingerprint", "resolve"]
+
+UNBOUNDED_CONTEXT = 2048  # tokens, for families without a position limit (bloom)
+
+
+class LanguageModel:
+    """A base model, its tokenizer and named adapters. Final; made by `load`.
+
+    The base is fp32 on a CPU and bf16 on a GPU and is never trained; adapters are always fp32.
+    `parameters` counts the base. `max_length` is the context in tokens.
+    """
+
+    def __init__(self, source: str, base: Any, tokenizer: Any) -> None:
+        self.source = source
+        self.tokenizer = tokenizer
+        self.device: torch.device = base.device
+        self.family: str = base.config.model_type
+        self.parameters = sum(parameter.numel() for parameter in base.parameters())
+        self.max_length: int = getattr(base.config, "max_position_embeddings", None) or UNBOUNDED_CONTEXT
+        self.pad_token: int = tokenizer.pad_token_id
+        self.end_tokens: frozenset[int] = frozenset(base.generation_config.eos_token_id)
+        self._base = base
+        self._peft: PeftModel | None = None
+        self._keys: dict[str, str] = {}  # agent's name -> peft's name, so that an agent may have any name
+
+    @classmethod
+    def load(cls, source: str, device: str = "cpu") -> "LanguageModel":
+        """Read safetensors weights and the tokenizer; code that comes with a model is never run.
+
+        Raises `ConfigError`: no such model, corrupt or incomplete weights, a tokenizer that does not fit.
+        """
+        place, _ = resolve(source)
+        folder = local_folder(source)
+        with quiet():
+            tokenizer = load_tokenizer(folder, source)
+            base = load_base(folder, source, tokenizer, device)
+        return cls(place, base, tokenizer)
+
+    def add_adapter(self, name: str, settings: AdapterSettings, seed: int) -> None:
+        """Give agent `name` a new adapter; its start depends on `settings` and `seed` only, and B = 0.
+
+        Raises `ConfigError` if the name is taken or no layer is named as in `target_modules`.
+        """
+        if name in self._keys:
+            raise ConfigError(
+                f"{self.source}: an adapter {name!r} exists already; give each agent its own name."
+            )
+        key = f"adapter{len(self._keys)}"
+        try:
+            with quiet(), seeded(seed, self.device):
+                self._insert(key, self._lora(settings))
+        except ValueError as error:
+            raise ConfigError(f"{self.source} ({self.family}): {first_line(error)}") from error
+        self._keys[name] = key
+        self._model().eval()
+
+    def trainable(self, name: str) -> dict[str, torch.nn.Parameter]:
+        """The parameters of an adapter themselves; names sorted, as in a PEFT file, equal for all agents."""
+        part = f".{self._key(name)}."
+        parameters = self._model().named_parameters()
+        found = {path.replace(part, "."): parameter for path, parameter in parameters if part in path}
+        return dict(sorted(found.items()))
+
+    def adapter_state(self, name: str) -> dict[str, torch.Tensor]:
+        """CPU fp32 copies of an adapter's tensors, names sorted."""
+        return {
+            path: parameter.detach().to("cpu", torch.float32, copy=True)
+            for path, parameter in self.trainable(name).items()
+        }
+
+    def load_adapter(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Overwrite an adapter. Raises `PayloadError`, and changes nothing, unless names and shapes fit."""
+        own = self.trainable(name)
+        check_tensors(tensors, own)
+        with torch.no_grad():
+            for path, parameter in own.items():
+                parameter.copy_(tensors[path])
+
+    def save_adapter(self, name: str, folder: Path) -> None:
+        """Write a standard PEFT folder: adapter_config.json and adapter_model.safetensors."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = cast(Any, self._model().peft_config[self._key(name)])
+        written = replace(config, base_model_name_or_path=self.source, inference_mode=True)
+        with quiet():
+            written.save_pretrained(str(folder))
+        _sort_targets(folder / "adapter_config.json")
+        save_file(self.adapter_state(name), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    @contextmanager
+    def using(self, name: str, train: bool = False) -> Iterator[Any]:
+        """In the block the model answers with the adapter of `name`, with (`train`) or without dropout."""
+        model = self._model()
+        model.set_adapter(self._key(name))
+        model.train(train)
+        try:
+            yield model
+        finally:
+            model.eval()
+
+    def _insert(self, key: str, config: LoraConfig) -> None:
+        if self._peft is None:
+            self._peft = PeftModel(self._base, config, adapter_name=key)
+        else:
+            self._peft.add_adapter(key, config)
+
+    def _lora(self, settings: AdapterSettings) -> LoraConfig:
+        # peft's "all-linear" leaves the LM head out; gpt2's Conv1D stores its weight transposed
+        return LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=list(settings.target_modules) if settings.target_modules else "all-linear",
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in self._base.modules()),
+        )
+
+    def _model(self) -> PeftModel:
+        if self._peft is None:
+            raise ConfigError(f"{self.source}: expected an adapter, found none; call add_adapter first.")
+        return self._peft
+
+    def _key(self, name: str) -> str:
+        if name not in self._keys:
+            known = ", ".join(self._keys) or "none"
+            raise ConfigError(f"{self.source}: no adapter named {name!r}; there are: {known}.")
+        return self._keys[name]
+
+
+def check_tensors(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Raise `PayloadError` unless both have the same names, and the same shape under each name."""
+    if missing := sorted(expected.keys() - tensors.keys()):
+        raise PayloadError(
+            f"expected {len(expected)} tensors; {len(missing)} missing, the first {missing[0]!r}"
+        )
+    if extra := sorted(tensors.keys() - expected.keys()):
+        raise PayloadError(f"expected {len(expected)} tensors; {len(extra)} unknown, the first {extra[0]!r}")
+    for name, tensor in expected.items():
+        if tensors[name].shape != tensor.shape:
+            shapes = f"expected shape {tuple(tensor.shape)}, found {tuple(tensors[name].shape)}"
+            raise PayloadError(f"{name}: {shapes}")
+
+
+def _sort_targets(path: Path) -> None:
+    """Sort the target modules (peft keeps a set): the same adapter then always gives the same file."""
+    config = json.loads(path.read_text())
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

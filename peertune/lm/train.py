@@ -1,0 +1,110 @@
+"""One agent's optimiser over its adapter."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from peertune.errors import PeertuneError
+from peertune.lm.encode import Row, collate
+from peertune.lm.model import LanguageModel, check_tensors
+from peertune.lm.score import completion_losses
+from peertune.lm.seeding import seeded
+from peertune.lm.settings import TrainingSettings
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class TrainingDiverged(PeertuneError):
+    """The loss or its gradient is not a number; the step was not taken."""
+
+
+class Trainer:
+    """AdamW on one adapter: linear warm-up, gradient clipping, micro-batches. Final."""
+
+    def __init__(self, lm: LanguageModel, adapter: str, settings: TrainingSettings) -> None:
+        self.lm, self.adapter, self.settings = lm, adapter, settings
+        self._parameters = lm.trainable(adapter)
+        self._optimizer = torch.optim.AdamW(
+            list(self._parameters.values()),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self._steps = 0
+
+    def step(self, groups: Sequence[tuple[Sequence[Row], float]], seed: int) -> float:
+        """One optimiser step on sum_g weight_g * (mean token cross-entropy of group g); returns it (nats).
+
+        KNEXA-FL, Eq. 2: groups = [(own rows, 1 - a), (rows of the teacher's text, a)]. Each group runs by
+        itself, cut into `accumulate` micro-batches that give the same gradient as the whole. A group of
+        weight 0 is left out. `seed` decides dropout. Raises `TrainingDiverged` before anything changes.
+        """
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = 0.0
+        with self.lm.using(self.adapter, train=True) as model, seeded(seed, self.lm.device):
+            for rows, weight in groups:
+                for part, scale in self._micro_batches(rows, weight):
+                    batch = collate(part, self.lm.pad_token, self.lm.device)
+                    share = completion_losses(model, batch).sum() * scale
+                    share.backward()
+                    loss += share.item()
+        self._check_finite(loss)
+        self._update()
+        return loss
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Adapter, AdamW moments and step counter as CPU tensors; `load_state` restores the same bits."""
+        tensors = {"steps": torch.tensor(self._steps)}
+        for name, parameter in self._parameters.items():
+            tensors[f"adapter/{name}"] = parameter.detach().to("cpu", copy=True)
+            for moment in MOMENTS:
+                # before the first step AdamW has no moments; it starts from zeros
+                value = (
+                    self._optimizer.state[parameter].get(moment)
+                    if self._steps
+                    else torch.zeros_like(parameter)
+                )
+                tensors[f"{moment}/{name}"] = value.detach().to("cpu", copy=True)
+        return tensors
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Continue from `state()`. Raises `PayloadError`, and changes nothing, if names or shapes differ."""
+        check_tensors(tensors, self.state())
+        self.lm.load_adapter(self.adapter, {name: tensors[f"adapter/{name}"] for name in self._parameters})
+        self._steps = int(tensors["steps"])
+        for name, parameter in self._parameters.items():
+            kept = {moment: tensors[f"{moment}/{name}"].to(parameter.device, copy=True) for moment in MOMENTS}
+            step = torch.tensor(float(self._steps), device=parameter.device)
+            self._optimizer.state[parameter] = {"step": step, **kept}
+
+    def _micro_batches(self, rows: Sequence[Row], weight: float) -> Iterator[tuple[Sequence[Row], float]]:
+        """Parts of a group, each with the factor for the *sum* of its token losses."""
+        tokens = sum(len(row.ids) - row.prompt_length for row in rows)
+        if weight == 0.0:
+            return
+        if tokens == 0:
+            raise ValueError(f"a group of weight {weight} has {len(rows)} rows but no token with loss")
+        size = math.ceil(len(rows) / self.settings.accumulate)
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size], weight / tokens
+
+    def _check_finite(self, loss: float) -> None:
+        gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(list(self._parameters.values()), self.settings.clip_norm)
+        if gradients and math.isfinite(loss) and bool(torch.isfinite(norm)):
+            return
+        self._optimizer.zero_grad(set_to_none=True)
+        raise TrainingDiverged(
+            f"step {self._steps + 1} of {self.lm.source}: expected a finite loss and gradient, found loss "
+            f"{loss:g} and gradient norm {float(norm):g}; the adapter is unchanged. Lower learning_rate."
+        )
+
+    def _update(self) -> None:
+        warm = min(1.0, (self._steps + 1) / max(1, self.settings.warmup_steps))
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * warm
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._steps += 1

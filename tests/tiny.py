@@ -1,0 +1,68 @@
+"""True tiny causal LMs (30k to 40k parameters, random weights, own BPE tokenizer), made on the fly."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox", "bloom", "opt")
+TEXTS = (
+    "def add(a, b):\n    return a + b\n",
+    "def first(xs):\n    return xs[0]\n",
+    "def total(xs):\n    return sum(xs)\n",
+    "The quick brown fox jumps over the lazy dog.",
+    "Return the sum of all numbers in the list xs.",
+)
+WIDTH, LAYERS, HEADS, CONTEXT, VOCABULARY = 32, 2, 4, 96, 320
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
+    "{% if not loop.last %}\n{% endif %}{% endfor %}{% if add_generation_prompt %}\n<|assistant|>{% endif %}"
+)
+
+
+def make_tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-level BPE; id 0 is BOS and EOS, id 1 is padding, ids 2 and 3 are the roles of a chat."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|eos|>", "<|pad|>", "<|user|>", "<|assistant|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS * 3, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|eos|>", eos_token="<|eos|>", pad_token="<|pad|>"
+    )
+    if chat:
+        fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def make_tiny_model(folder: Path, family: str, seed: int = 0) -> Path:
+    """Save a randomly initialised model of `family` with its tokenizer in `folder`; returns `folder`."""
+    common = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    gated = sizes | {"intermediate_size": 64, "max_position_embeddings": CONTEXT, "tie_word_embeddings": True}
+    settings = {
+        "llama": gated,
+        "qwen2": gated | {"num_key_value_heads": 2},
+        "gpt2": {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": CONTEXT},
+        "gpt_neox": gated | {"intermediate_size": 128},
+        "bloom": {"hidden_size": WIDTH, "n_layer": LAYERS, "n_head": HEADS},
+        "opt": sizes | {"ffn_dim": 128, "word_embed_proj_dim": WIDTH, "max_position_embeddings": CONTEXT},
+    }
+    config = AutoConfig.for_model(family, **settings[family], **common)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config)
+        for (
+            parameter
+        ) in model.parameters():  # larger than the usual 0.02: greedy text then differs between prompts
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
