@@ -39,7 +39,7 @@ def generate(
     ]
     order = sorted(range(len(heads)), key=lambda index: len(heads[index]))
     texts = [""] * len(heads)
-    with quiet(), seeded(sampling.seed, lm.device), lm.using(adapter) as model, torch.inference_mode():
+    with quiet(), seeded(sampling.seed, lm.device), lm.using(adapter) as model, torch.no_grad():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             ends = _continue(lm, model, [heads[index] for index in chosen], _config(lm, sampling))

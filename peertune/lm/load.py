@@ -9,6 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from peertune.errors import ConfigError
 
+UNLIMITED = 10**9
+
 
 def load_tokenizer(folder: Path, source: str) -> Any:
     """The tokenizer as tokenizer.json describes it, with an end and a padding token. Raises `ConfigError`."""
@@ -28,6 +30,7 @@ def load_tokenizer(folder: Path, source: str) -> Any:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.model_max_length = UNLIMITED  # rows are cut, and counted, when they are encoded
     return tokenizer
 
 
@@ -71,7 +74,7 @@ def _check_vocabulary(tokenizer: Any, base: Any, source: str) -> None:
     largest = max(tokenizer.get_vocab().values())
     if largest >= rows:
         raise ConfigError(
-            f"model {source!r}: its tokenizer has token ids up to {largest}, but the model has {rows} tokens. "
+            f"model {source!r}: its tokenizer has token ids up to {largest}, but the model has {rows}. "
             "Put the tokenizer that belongs to the model beside it."
         )
 

@@ -148,7 +148,7 @@ class LanguageModel:
 
 
 def check_tensors(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    """Raise `PayloadError` unless both have the same names, and the same shape under each name."""
+    """Raise `PayloadError` unless both have the same names and, under each, shape and kind of number."""
     if missing := sorted(expected.keys() - tensors.keys()):
         raise PayloadError(
             f"expected {len(expected)} tensors; {len(missing)} missing, the first {missing[0]!r}"
@@ -156,9 +156,10 @@ def check_tensors(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, to
     if extra := sorted(tensors.keys() - expected.keys()):
         raise PayloadError(f"expected {len(expected)} tensors; {len(extra)} unknown, the first {extra[0]!r}")
     for name, tensor in expected.items():
-        if tensors[name].shape != tensor.shape:
-            shapes = f"expected shape {tuple(tensor.shape)}, found {tuple(tensors[name].shape)}"
-            raise PayloadError(f"{name}: {shapes}")
+        found = tensors[name]
+        if found.shape != tensor.shape or found.is_floating_point() != tensor.is_floating_point():
+            expected_type = f"{tensor.dtype} {tuple(tensor.shape)}"
+            raise PayloadError(f"{name}: expected {expected_type}, found {found.dtype} {tuple(found.shape)}")
 
 
 def _sort_targets(path: Path) -> None:

@@ -16,7 +16,7 @@ def losses(
     """For each row, in order: the summed negative log-likelihood (nats) of its completion, and its tokens."""
     found: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
-    with lm.using(adapter) as model, torch.inference_mode():
+    with lm.using(adapter) as model, torch.no_grad():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = collate([rows[index] for index in chosen], lm.pad_token, lm.device)

@@ -41,6 +41,8 @@ class Trainer:
         itself, cut into `accumulate` micro-batches that give the same gradient as the whole. A group of
         weight 0 is left out. `seed` decides dropout. Raises `TrainingDiverged` before anything changes.
         """
+        if not any(weight for _, weight in groups):
+            raise ValueError(f"expected a group with a weight, found {len(groups)} groups without")
         self._optimizer.zero_grad(set_to_none=True)
         loss = 0.0
         with self.lm.using(self.adapter, train=True) as model, seeded(seed, self.lm.device):
@@ -91,9 +93,8 @@ class Trainer:
             yield rows[start : start + size], weight / tokens
 
     def _check_finite(self, loss: float) -> None:
-        gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(list(self._parameters.values()), self.settings.clip_norm)
-        if gradients and math.isfinite(loss) and bool(torch.isfinite(norm)):
+        if math.isfinite(loss) and bool(torch.isfinite(norm)):
             return
         self._optimizer.zero_grad(set_to_none=True)
         raise TrainingDiverged(

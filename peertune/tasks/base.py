@@ -14,6 +14,7 @@ class Example:
 
     `prompt` ends where the completion starts. `tests` are programs that a right answer passes (code tasks only).
     Two examples with the same `key` are the same problem; no key stands in two splits.
+    `chat`: prompt and completion are a rendered chat template: names of control tokens are control tokens.
     """
 
     prompt: str
@@ -21,6 +22,7 @@ class Example:
     category: str = ""
     tests: tuple[str, ...] = ()
     key: str = ""
+    chat: bool = False
 
 
 class Task(ABC):
