@@ -3,6 +3,7 @@
 PeertuneError
  +- ConfigError    bad input: configuration, models, data, run names; nothing has been trained
  |   +- MethodError    the agents do not fit the chosen method
+ |   +- StorageError   the disk refuses to read or write
  +- AgentError     one agent could not answer one call; the others go on
  +- PayloadError   bytes that are not a valid payload
 
@@ -24,6 +25,10 @@ class ConfigError(PeertuneError):
 
 class MethodError(ConfigError):
     """The agents of this federation do not fit the chosen method."""
+
+
+class StorageError(ConfigError):
+    """A file of the run cannot be read or written; the last complete round is safe."""
 
 
 class PayloadError(PeertuneError):

@@ -1,0 +1,271 @@
+"""An agent: one organisation's model, adapter, data and rules.
+
+Its verbs are all that can be called from outside; payloads come in, payloads go out. It never knows which method is running.
+The maths is in `lm`; an agent decides what is trained on what, remembers what its profile needs, and keeps its own state.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
+from peertune.checkpoint import Blobs
+from peertune.engines.base import Entry
+from peertune.errors import AgentError, PayloadError
+from peertune.ledger import COORDINATOR
+from peertune.lm.encode import Row, encode
+from peertune.lm.generate import Sampling, generate
+from peertune.lm.model import LanguageModel
+from peertune.lm.score import losses
+from peertune.lm.settings import TrainingSettings
+from peertune.lm.train import Trainer, TrainingDiverged
+from peertune.payloads import Gain, Number, Payload, Profile, Receipt, Scores, Texts, Weights
+from peertune.profiles import AgentRecord, build_profile
+from peertune.tasks.base import Example, Task
+
+Verb = TypeVar("Verb", bound=Callable[..., Payload | None])
+VERBS: dict[str, Callable[..., Payload | None]] = {}
+
+# payload kind -> who may pull it, unless the agent's configuration says otherwise
+DEFAULT_RELEASE = {
+    "texts": "agents",
+    "profile": "coordinator",
+    "gain": "coordinator",
+    "scores": "coordinator",
+    "receipt": "coordinator",
+    "weights": "nobody",
+}
+
+
+def verb(function: Verb) -> Verb:
+    """Mark a method as callable from outside."""
+    VERBS[function.__name__] = function
+    return function
+
+
+@dataclass(frozen=True, slots=True)
+class AgentData:
+    """What an agent trains and is measured on; `train` and `validation` never leave it."""
+
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    test: Sequence[Example]
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """Everything an agent needs besides model and data. `release` maps a payload kind to who may pull it."""
+
+    name: str
+    seed: int
+    folder: Path
+    training: TrainingSettings
+    max_new_tokens: int
+    release: dict[str, str]
+
+
+class Agent:
+    """One agent. Raises `ConfigError` through its model and data; verbs raise `PeertuneError`s, which stay its own."""
+
+    def __init__(self, settings: AgentSettings, lm: LanguageModel, data: AgentData, record: AgentRecord) -> None:
+        self.name = settings.name
+        self._settings, self._lm, self._data = settings, lm, data
+        self._release = DEFAULT_RELEASE | settings.release
+        self._trainer = Trainer(lm, self.name, settings.training)
+        self._train = [self._encode(example.prompt, example.completion) for example in data.train]
+        self._validation = [self._encode(example.prompt, example.completion) for example in data.validation]
+        self._record = record
+        self._blobs = Blobs(settings.folder / "checkpoints")
+        self._entries: list[Entry] = []
+
+    @property
+    def truncated(self) -> int:
+        """How many private examples are longer than the context and were cut from the left."""
+        return sum(row.truncated for row in (*self._train, *self._validation))
+
+    @property
+    def first_row(self) -> Row:
+        return self._train[0]
+
+    def call(self, verb: str, args: list[Payload]) -> Payload | None:
+        """Run the verb of that name. Raises `PayloadError` if the agent has no such verb."""
+        if verb not in VERBS:
+            raise PayloadError(f"agents have no verb {verb[:40]!r}")
+        return VERBS[verb](self, *(arg.value if isinstance(arg, Number) else arg for arg in args))
+
+    def may_pull(self, kind: str, caller: str) -> bool:
+        """May `caller` have this agent's payloads of `kind`?"""
+        who = self._release.get(kind, "nobody")
+        if who in ("coordinator", "agents"):
+            return (caller == COORDINATOR) == (who == "coordinator")
+        return who == "everyone"
+
+    def take_entries(self) -> list[Entry]:
+        """Metrics noted since the last call."""
+        entries, self._entries = self._entries, []
+        return entries
+
+    def log_path(self) -> Path:
+        return self._settings.folder / "errors.log"
+
+    @verb
+    def fit(self, steps: int) -> None:
+        """Train on the agent's own data."""
+        with self._undone_if_diverging():
+            loss = self._mean(self._step([(self._own_batch(), 1.0)]) for _ in range(steps))
+        self._record.trained(loss)
+        self._note("train_loss", loss)
+
+    @verb
+    def learn(self, prompts: Texts, answers: Texts, kd_weight: float, steps: int) -> Gain:
+        """KNEXA-FL Eq. 2: (1 - w) * own cross-entropy + w * cross-entropy of the teacher's text, mixed in every step."""
+        taught = self._encode_answers(prompts, answers)
+        before = self._validation_loss()
+        batches = self._cycle(taught)
+        with self._undone_if_diverging():
+            loss = self._mean(
+                self._step([(self._own_batch(), 1.0 - kd_weight), (next(batches), kd_weight)]) for _ in range(steps)
+            )
+        gain = Gain(before, self._validation_loss(), sum(len(text.encode()) for text in answers.items) / 1000)
+        self._record.learned(gain)
+        self._note("exchange_loss", loss)
+        return gain
+
+    @verb
+    def answer(self, prompts: Texts, temperature: float) -> Texts:
+        """Complete every prompt; greedy at temperature 0."""
+        self._record.given += 1
+        seed = self._seed("answer", self._record.given)
+        return Texts(tuple(self._complete(prompts.items, temperature, seed)))
+
+    @verb
+    def profile(self) -> Profile:
+        """Measure the agent on its validation data and describe it in 32 numbers."""
+        texts = self._complete([example.prompt for example in self._data.validation], 0.0, seed=0)
+        grades = self._data.task.grade(self._data.validation, texts)
+        loss = self._validation_loss()
+        self._note("validation_loss", loss)
+        self._note("validation_score", float(np.mean(grades)))
+        return build_profile(self._record, loss, float(np.mean(grades)))
+
+    @verb
+    def grade(self, samples: int, temperature: float) -> Scores:
+        """Complete and grade the test problems `samples` times."""
+        test = self._data.test
+        correct = np.zeros(len(test))
+        for sample in range(samples):
+            texts = self._complete([example.prompt for example in test], temperature, self._seed("grade", sample))
+            correct += self._data.task.grade(test, texts)
+        nats, tokens = self._loss([self._encode(example.prompt, example.completion) for example in test])
+        metrics = {"validation_loss": self._validation_loss(), "test_loss": nats / tokens}
+        return Scores(tuple(float(count) for count in correct), samples, metrics)
+
+    @verb
+    def adapter(self) -> Weights:
+        """The adapter's arrays, fp32."""
+        state = self._lm.adapter_state(self.name)
+        return Weights({name: tensor.numpy() for name, tensor in state.items()}, len(self._train))
+
+    @verb
+    def load(self, adapter: Weights) -> None:
+        """Replace the adapter. Raises `PayloadError` if names or shapes differ from the agent's own."""
+        self._lm.load_adapter(self.name, {name: torch.from_numpy(array.copy()) for name, array in adapter.tensors.items()})
+
+    @verb
+    def checkpoint(self, keep: Texts) -> Receipt:
+        """Store adapter, optimiser, cursor and history on the agent's own disk."""
+        memory = torch.frombuffer(bytearray(msgspec.msgpack.encode(self._record)), dtype=torch.uint8)
+        digest = self._blobs.put(save_safetensors({**self._trainer.state(), "record": memory}))
+        self._blobs.keep({digest, *keep.items})
+        return Receipt(digest)
+
+    @verb
+    def restore(self, receipt: Receipt) -> None:
+        """Return to a stored state. Raises `StorageError` if it is missing or damaged."""
+        tensors = load_safetensors(self._blobs.get(receipt.digest))
+        self._record = msgspec.msgpack.decode(tensors.pop("record").numpy().tobytes(), type=AgentRecord)
+        self._trainer.load_state(tensors)
+
+    # Training: batches are drawn without replacement, epoch after epoch, from the agent's own seed.
+
+    def _step(self, groups: list[tuple[Sequence[Row], float]]) -> float:
+        self._record.steps += 1
+        return self._trainer.step(groups, self._seed("step", self._record.steps))
+
+    def _own_batch(self) -> list[Row]:
+        size, count = self._settings.training.batch_size, len(self._train)
+        start, self._record.cursor = self._record.cursor, self._record.cursor + size
+        return [self._train[self._order(position // count)[position % count]] for position in range(start, start + size)]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng(self._seed("epoch", epoch)).permutation(len(self._train))
+
+    def _cycle(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
+        """Batches of `rows` for ever, every row once an epoch."""
+        random = np.random.default_rng(self._seed("exchange", self._record.received))
+        size = min(self._settings.training.batch_size, len(rows))
+        queue: list[int] = []
+        while True:
+            while len(queue) < size:
+                queue += random.permutation(len(rows)).tolist()
+            yield [rows[index] for index in queue[:size]]
+            queue = queue[size:]
+
+    @contextmanager
+    def _undone_if_diverging(self) -> Iterator[None]:
+        """NaN or infinity in a loss undoes the whole verb, so that the agent goes on from where it was."""
+        state, record = self._trainer.state(), msgspec.structs.replace(self._record)
+        try:
+            yield
+        except TrainingDiverged as error:
+            self._trainer.load_state(state)
+            self._record = record
+            raise TrainingDiverged(f"{error}; its weights were put back to where this step of the round began") from None
+
+    def _seed(self, purpose: str, number: int) -> int:
+        """A seed that depends on nothing but the run's seed, the agent, the purpose and a count."""
+        words = [self._settings.seed, *self.name.encode(), *purpose.encode(), number]
+        return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+    # Measuring and completing.
+
+    def _complete(self, prompts: Sequence[str], temperature: float, seed: int) -> list[str]:
+        sampling = Sampling(max_new_tokens=self._settings.max_new_tokens, temperature=temperature, seed=seed)
+        return generate(self._lm, self.name, prompts, sampling)
+
+    def _encode(self, prompt: str, completion: str) -> Row:
+        return encode(self._lm.tokenizer, prompt, completion, self._settings.training.max_length)
+
+    def _encode_answers(self, prompts: Texts, answers: Texts) -> list[Row]:
+        if len(prompts.items) != len(answers.items):
+            raise PayloadError(f"{len(prompts.items)} prompts were answered with {len(answers.items)} texts")
+        pairs = zip(prompts.items, answers.items, strict=True)
+        rows = [self._encode(prompt, answer) for prompt, answer in pairs if answer.strip()]
+        if not rows:
+            raise AgentError(self.name, "learn", "every answer it was given is empty")
+        return rows
+
+    def _validation_loss(self) -> float:
+        nats, tokens = self._loss(self._validation)
+        return nats / tokens
+
+    def _loss(self, rows: Sequence[Row]) -> tuple[float, int]:
+        pairs = losses(self._lm, self.name, rows)
+        return math.fsum(nats for nats, _ in pairs), sum(tokens for _, tokens in pairs)
+
+    def _mean(self, values: Iterator[float]) -> float:
+        collected = list(values)
+        return math.fsum(collected) / max(1, len(collected))
+
+    def _note(self, name: str, value: float) -> None:
+        body: dict[str, Any] = {"agent": self.name, "name": name, "value": value}
+        self._entries.append(Entry("metric", body))

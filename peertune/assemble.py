@@ -1,0 +1,157 @@
+"""Configuration -> the agents of one worker: task, data, models, adapters, rules. Runs where the agents live."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from peertune.agent import Agent, AgentData, AgentSettings
+from peertune.config.schema import AgentConfig, CodeletsTask, Config, HumanEvalTask, MBPPTask, RecordsTask, TaskConfig
+from peertune.engines.base import Resident
+from peertune.errors import ConfigError
+from peertune.lm.encode import render_example
+from peertune.lm.model import LanguageModel
+from peertune.lm.settings import AdapterSettings, TrainingSettings
+from peertune.lm.source import fingerprint
+from peertune.partition import deal
+from peertune.profiles import AgentRecord, category_histogram, static_features
+from peertune.tasks.base import Example, Task
+from peertune.tasks.codelets import Codelets
+from peertune.tasks.humaneval import HumanEval
+from peertune.tasks.mbpp import MBPP
+from peertune.tasks.records import Records, read_examples
+from peertune.tasks.sandbox import Sandbox
+
+Facts = dict[str, Any]
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """What a worker is told: the resolved configuration as JSON, and the run's folder."""
+
+    config: str
+    folder: str
+
+
+def build_agents(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], list[Facts]]:
+    """The named agents of a run, and the facts that describe each. Raises `ConfigError`."""
+    spec = msgspec.json.decode(raw, type=Spec)
+    config = Config.model_validate_json(spec.config)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    sandbox = Sandbox(allow_unsafe=config.sandbox == "unsafe") if runs_code(config.task) else None
+    task = make_task(config.task, config.seed, sandbox)
+    private = _private_data(config, task)
+    test = task.examples("test")
+    models: dict[str, LanguageModel] = {}
+    agents: dict[str, Resident] = {}
+    facts = []
+    for name, agent_config in zip(config.agent_names(), config.agents, strict=True):
+        if name not in names:
+            continue
+        lm = models.get(agent_config.model) or LanguageModel.load(agent_config.model, _device(config))
+        models[agent_config.model] = lm
+        train, validation = private.get(name) or _own_data(agent_config, lm, config.seed)
+        agent = _agent(config, agent_config, lm, AgentData(train, validation, test, task), Path(spec.folder) / "agents" / name)
+        agents[name] = agent
+        facts.append(_facts(agent, agent_config, lm, train, validation, task))
+    return agents, facts
+
+
+def runs_code(task: TaskConfig) -> bool:
+    """Are the answers of this task executed to be graded?"""
+    return task.type in ("codelets", "humaneval", "mbpp")
+
+
+def make_task(config: TaskConfig, seed: int, sandbox: Sandbox | None) -> Task:
+    """The task that `config` describes. Raises `ConfigError` if its files are missing or malformed."""
+    match config:
+        case CodeletsTask():
+            sizes = {"train": config.train, "validation": config.validation, "transfer": config.transfer}
+            return Codelets(seed, **sizes, probe=0, test=config.test, sandbox=sandbox)
+        case MBPPTask():
+            return MBPP(config.path, sandbox)
+        case HumanEvalTask():
+            return HumanEval(config.path, sandbox)
+        case RecordsTask():
+            return Records(test=config.test, transfer=config.transfer, probe=None)
+
+
+def transfer_prompts(config: Config) -> tuple[str, ...]:
+    """The public prompts that agents answer for each other; none if the task has none."""
+    task = config.task
+    if isinstance(task, CodeletsTask):
+        examples = make_task(task, config.seed, None).examples("transfer")
+    else:
+        examples = read_examples(task.transfer) if task.transfer else []
+    return tuple(example.prompt for example in examples)
+
+
+def _private_data(config: Config, task: Task) -> dict[str, tuple[list[Example], list[Example]]]:
+    """What the task deals to each agent; nothing where agents bring their own."""
+    if not isinstance(config.task, CodeletsTask | MBPPTask) or config.agents[0].data is not None:
+        return {}
+    pools = (task.examples("train"), task.examples("validation"))
+    dealt = deal(pools, task.categories, len(config.agents), config.task.partition, config.seed)
+    return dict(zip(config.agent_names(), dealt, strict=True))
+
+
+def _own_data(config: AgentConfig, lm: LanguageModel, seed: int) -> tuple[list[Example], list[Example]]:
+    assert config.data is not None
+    examples = read_examples(config.data.path, lm.tokenizer)
+    held_out = max(1, round(config.data.validation * len(examples)))
+    if len(examples) <= held_out:
+        raise ConfigError(f"{config.data.path}: expected at least 2 examples, one to train on and one to validate, found {len(examples)}")
+    order = np.random.default_rng([seed, len(examples)]).permutation(len(examples))
+    shuffled = [examples[index] for index in order]
+    return shuffled[held_out:], shuffled[:held_out]
+
+
+def _agent(config: Config, agent_config: AgentConfig, lm: LanguageModel, data: AgentData, folder: Path) -> Agent:
+    name = folder.name
+    adapter = agent_config.adapter or config.adapter
+    seed = int(np.random.SeedSequence([config.seed, *name.encode()]).generate_state(1)[0])
+    targets = adapter.target_modules
+    lm.add_adapter(name, AdapterSettings(adapter.rank, adapter.alpha, adapter.dropout, targets), seed)
+    trainable = sum(parameter.numel() for parameter in lm.trainable(name).values())
+    record = AgentRecord(
+        static=static_features(lm.family, lm.parameters, trainable, len(data.train)),
+        histogram=category_histogram((example.category for example in data.train), data.task.categories),
+    )
+    settings = AgentSettings(
+        name=name,
+        seed=config.seed,
+        folder=folder,
+        training=TrainingSettings(**(config.training.model_dump() | {"max_length": min(config.training.max_length, lm.max_length)})),
+        max_new_tokens=config.evaluation.max_new_tokens,
+        release=agent_config.release.model_dump(),
+    )
+    return Agent(settings, lm, data, record)
+
+
+def _facts(
+    agent: Agent, config: AgentConfig, lm: LanguageModel, train: list[Example], validation: list[Example], task: Task
+) -> Facts:
+    """What the ledger says of an agent; `preview` is shown to the agent's owner and not recorded."""
+    return {
+        "name": agent.name,
+        "model": config.model,
+        "fingerprint": fingerprint(config.model),
+        "family": lm.family,
+        "parameters": lm.parameters,
+        "trainable": sum(parameter.numel() for parameter in lm.trainable(agent.name).values()),
+        "train": len(train),
+        "validation": len(validation),
+        "truncated": agent.truncated,
+        "histogram": list(category_histogram((example.category for example in train), task.categories)),
+        "preview": render_example(agent.first_row, lm.tokenizer),
+    }
+
+
+def _device(config: Config) -> str:
+    if config.engine.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if config.engine.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("engine.device is 'cuda', but torch sees no CUDA device; use `device: auto` or run `peertune doctor`")
+    return config.engine.device

@@ -1,0 +1,68 @@
+"""Content-addressed files: what an agent or the coordinator must find again after a crash.
+
+A blob is written to a temporary file, synced, renamed to its SHA-256 and its folder synced, *before* the ledger row that
+names it is committed. So whatever moment a machine stops at, the last committed row names complete files.
+"""
+
+import hashlib
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from peertune.errors import StorageError
+
+
+class Blobs:
+    """Files named by the SHA-256 of their content, in one folder of one owner."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def put(self, raw: bytes) -> str:
+        """Store `raw` and return its digest. Raises `StorageError`, leaving nothing behind, if the disk refuses."""
+        digest = hashlib.sha256(raw).hexdigest()
+        target, temporary = self.folder / digest, self.folder / f"{digest}.{os.getpid()}.tmp"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
+                _write(temporary, raw)
+                os.replace(temporary, target)
+                _sync_folder(self.folder)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise StorageError(
+                f"{self.folder}: a checkpoint of {len(raw):,} bytes was not written ({error.strerror}); free space or check the rights"
+            ) from error
+        return digest
+
+    def get(self, digest: str) -> bytes:
+        """The content of `digest`. Raises `StorageError` if it is missing or is not what was stored."""
+        path = self.folder / digest
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise StorageError(f"checkpoint {path} cannot be read ({error.strerror})") from error
+        if hashlib.sha256(raw).hexdigest() != digest:
+            raise StorageError(f"checkpoint {path} was damaged on disk: its content does not match its name")
+        return raw
+
+    def keep(self, digests: Collection[str]) -> None:
+        """Delete every file of the folder that is not named in `digests`, and what interrupted writes left."""
+        for path in self.folder.glob("*"):
+            if path.name not in digests:
+                path.unlink(missing_ok=True)
+
+
+def _write(path: Path, raw: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

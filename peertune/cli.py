@@ -1,0 +1,183 @@
+"""The `peertune` command. Heavy imports happen inside the verbs, so that `--help` answers at once."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from peertune.errors import ConfigError, PeertuneError
+
+app = typer.Typer(
+    name="peertune",
+    help="Organisations that must not share data fine-tune their language models together.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Source = Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled recipe (`peertune ls`).")]
+Name = Annotated[str, typer.Argument(help="The name of a run (`peertune ls`).")]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.", envvar="PEERTUNE_RUNS")]
+Set = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Replace one value of the configuration; repeatable.")]
+
+
+def main() -> None:
+    """Entry point: an error of ours is one message and its exit code, never a traceback."""
+    try:
+        app()
+    except PeertuneError as error:
+        typer.echo(f"peertune: {error}", err=True)
+        raise SystemExit(error.exit_code) from None
+
+
+@app.command()
+def init(
+    recipe: Annotated[str, typer.Argument(help="The name of a bundled recipe.")],
+    file: Annotated[Path | None, typer.Argument(help="Where to; RECIPE.yaml here by default.")] = None,
+) -> None:
+    """Copy a commented recipe, to be edited."""
+    from peertune.config import resolve_recipe
+
+    source, target = resolve_recipe(recipe), file or Path(f"{recipe}.yaml")
+    if target.exists():
+        raise ConfigError(f"{target} exists and is not overwritten; name another file")
+    try:
+        target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{target} cannot be written ({error.strerror})") from error
+    typer.echo(f"{target} written; edit it, then `peertune validate {target}` and `peertune run {target}`")
+
+
+@app.command("ls")
+def list_everything(runs: Runs = Path("runs")) -> None:
+    """List recipes, methods, tasks, matchmakers and runs."""
+    from peertune.listing import listing
+
+    for title, entries in listing(runs).items():
+        typer.echo(title)
+        for name, about in entries:
+            typer.echo(f"  {name:<16} {about}")
+
+
+@app.command()
+def validate(file: Source, set: Set = []) -> None:  # noqa: A002, B006
+    """Check a configuration without loading a model: offline, in under two seconds."""
+    from peertune.config import read_config, resolve_recipe
+    from peertune.lm.source import resolve
+
+    path = resolve_recipe(file)
+    config = read_config(path, set)
+    for agent in config.agents:
+        resolve(agent.model)
+    typer.echo(f"{path}: OK: {len(config.agents)} agents, {config.rounds} rounds of {', '.join(config.arms())}")
+
+
+@app.command()
+def doctor() -> None:
+    """Check what a run needs: Python, torch, CPU or GPU, memory, sandbox, disk."""
+    from peertune.doctor import examine
+    from peertune.terminal import print_rows
+
+    checks = examine()
+    print_rows("peertune doctor", ["Check", "Found", "How to fix"], [[c.name, c.found, c.fix] for c in checks])
+    if any(check.fix for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(
+    file: Source,
+    name: Annotated[str | None, typer.Option(help="Name of the run; the recipe's name and a number by default.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Replaces the configuration's seed.")] = None,
+    set: Set = [],  # noqa: A002, B006
+    runs: Runs = Path("runs"),
+) -> None:
+    """Run a configuration from start to end: baselines, method, report."""
+    from peertune.config import read_config, resolve_recipe
+
+    path = resolve_recipe(file)
+    config = read_config(path, [*set, *([f"seed={seed}"] if seed is not None else [])])
+    folder = runs / name if name else _free_name(runs, path.stem)
+
+    from peertune.experiment import Experiment
+
+    with _watching() as watch:
+        _finish(Experiment.create(folder, config, watch))
+
+
+@app.command()
+def resume(name: Name, runs: Runs = Path("runs")) -> None:
+    """Continue a run from its last complete round."""
+    from peertune.experiment import Experiment
+
+    with _watching() as watch:
+        _finish(Experiment.reopen(runs / name, watch))
+
+
+@app.command()
+def show(name: Name, runs: Runs = Path("runs")) -> None:
+    """Print the tables of a run and write its report."""
+    from peertune.terminal import print_run
+
+    print_run(_existing(runs, name))
+
+
+@app.command()
+def export(
+    name: Name,
+    agent: Annotated[str, typer.Option(help="The agent whose adapter is wanted.")],
+    to: Annotated[Path, typer.Option(help="The folder to write: an ordinary PEFT adapter.")],
+    arm: Annotated[str | None, typer.Option(help="Which arm; the run's method by default.")] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Write an agent's adapter as a PEFT folder, load it again and compare it with the run's before saying OK."""
+    from peertune.export import export_adapter
+
+    typer.echo(export_adapter(_existing(runs, name), agent, to, arm))
+
+
+def _existing(runs: Path, name: str) -> Path:
+    if not (runs / name / "ledger.sqlite").is_file():
+        raise ConfigError(f"there is no run {name!r} in {runs}; `peertune ls` shows the runs there are")
+    return runs / name
+
+
+def _free_name(runs: Path, stem: str) -> Path:
+    number = 1
+    while (runs / f"{stem}-{number}").exists():
+        number += 1
+    return runs / f"{stem}-{number}"
+
+
+@contextmanager
+def _watching() -> Iterator[Any]:
+    """Progress for a person on a terminal, one JSON line an event for everything else."""
+    if sys.stdout.isatty():
+        from peertune.terminal import Progress
+
+        with Progress() as progress:
+            yield progress
+    else:
+        yield lambda event, body: print(json.dumps({"event": event, **body}, ensure_ascii=False), flush=True)  # noqa: T201
+
+
+def _finish(experiment: Any) -> None:
+    """Run to the end; the first Ctrl-C stops after the round, the second at once."""
+    from peertune.terminal import print_run
+
+    def interrupt(number: int, frame: object) -> None:
+        if experiment.stopping:
+            os._exit(130)
+        experiment.request_stop()
+        message = f"finishing this round; press Ctrl-C again to stop at once, then `peertune resume {experiment.folder.name}`"
+        print(message, file=sys.stderr, flush=True)  # noqa: T201
+
+    signal.signal(signal.SIGINT, interrupt)
+    experiment.run()
+    print_run(experiment.folder)

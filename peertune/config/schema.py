@@ -1,0 +1,263 @@
+"""Every key of a configuration, its type, its default and its unit. Unknown keys are errors.
+
+`type` names the method, task, partition or matchmaker; the other keys beside it are those that this type uses.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+VERSION = 1
+Who = Literal["coordinator", "agents", "everyone", "nobody"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Typed(Section):
+    """A section chosen by `type`; the bare name (`method: local`) means that type with its defaults."""
+
+
+def _bare_name(value: Any) -> Any:
+    return {"type": value} if isinstance(value, str) else value
+
+
+# Tasks
+
+
+class IID(Typed):
+    """Examples dealt evenly and at random."""
+
+    type: Literal["iid"] = "iid"
+
+
+class Dirichlet(Typed):
+    """Each category is dealt by proportions drawn from Dirichlet(alpha): the smaller alpha, the more skewed."""
+
+    type: Literal["dirichlet"] = "dirichlet"
+    alpha: PositiveFloat = 0.1
+
+
+class ByCategory(Typed):
+    """Each category belongs to one agent."""
+
+    type: Literal["by_category"] = "by_category"
+
+
+class Experts(Typed):
+    """A few broad experts share most of all categories; every other agent has a little of one category."""
+
+    type: Literal["experts"] = "experts"
+    experts: PositiveInt = 2
+    expert_share: Annotated[float, Field(gt=0, lt=1)] = 0.8
+
+
+Partition = Annotated[IID | Dirichlet | ByCategory | Experts, Field(discriminator="type"), BeforeValidator(_bare_name)]
+
+
+class CodeletsTask(Typed):
+    """Small generated programming problems in 12 categories. Sizes are examples in all."""
+
+    type: Literal["codelets"] = "codelets"
+    train: PositiveInt = 480
+    validation: PositiveInt = 96
+    transfer: Count = 96
+    test: PositiveInt = 96
+    partition: Partition = Dirichlet()
+
+
+class MBPPTask(Typed):
+    """Mostly Basic Python Problems, from a file or the hub; the train split is dealt to the agents."""
+
+    type: Literal["mbpp"] = "mbpp"
+    path: str = "google-research-datasets/mbpp"
+    transfer: str | None = None
+    partition: Partition = IID()
+
+
+class HumanEvalTask(Typed):
+    """HumanEval, from a file or the hub: test problems only, so every agent brings `data` of its own."""
+
+    type: Literal["humaneval"] = "humaneval"
+    path: str = "openai/openai_humaneval"
+    transfer: str | None = None
+
+
+class RecordsTask(Typed):
+    """Your own data: `test` and `transfer` are files or folders of prompt/completion, text or messages records."""
+
+    type: Literal["records"] = "records"
+    test: str
+    transfer: str | None = None
+
+
+TaskConfig = Annotated[
+    CodeletsTask | MBPPTask | HumanEvalTask | RecordsTask, Field(discriminator="type"), BeforeValidator(_bare_name)
+]
+
+# Agents
+
+
+class Adapter(Section):
+    """LoRA. `target_modules`: names of layers; the architecture's attention and MLP layers if absent."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 8
+    alpha: PositiveInt = 16
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: tuple[str, ...] | None = None
+
+
+class Training(Section):
+    """AdamW on the adapter. `clip_norm`: of the gradient. `max_length`: tokens of one example."""
+
+    learning_rate: PositiveFloat = 3e-3
+    batch_size: PositiveInt = 16
+    accumulate: PositiveInt = 1
+    warmup_steps: Count = 20
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: PositiveFloat = 1.0
+    max_length: Annotated[int, Field(ge=8)] = 192
+
+
+class Data(Section):
+    """An agent's own records: a file or folder; `validation` is the share held out."""
+
+    path: str
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+
+class Release(Section):
+    """Who may pull which kind of payload from this agent. Kept and enforced by the agent, whatever the method asks."""
+
+    texts: Who = "agents"
+    profile: Who = "coordinator"
+    gain: Who = "coordinator"
+    scores: Who = "coordinator"
+    receipt: Who = "coordinator"
+    weights: Who = "nobody"
+
+
+class AgentConfig(Section):
+    """One agent. `model`: bundled/NAME, a local folder, or a hub id (safetensors only)."""
+
+    model: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")] | None = None
+    data: Data | None = None
+    adapter: Adapter | None = None
+    release: Release = Release()
+
+
+# Methods
+
+
+class LinUCBConfig(Typed):
+    """The paper's matchmaker."""
+
+    type: Literal["linucb"] = "linucb"
+    beta: Annotated[float, Field(ge=0)] = 1.0
+    ridge: PositiveFloat = 1.0
+
+
+class UniformConfig(Typed):
+    """Random pairs."""
+
+    type: Literal["uniform"] = "uniform"
+
+
+class HeteroGreedyConfig(Typed):
+    """The most different agents meet."""
+
+    type: Literal["hetero_greedy"] = "hetero_greedy"
+
+
+MatchmakerConfig = Annotated[
+    LinUCBConfig | UniformConfig | HeteroGreedyConfig, Field(discriminator="type"), BeforeValidator(_bare_name)
+]
+
+
+class LocalConfig(Typed):
+    """No collaboration."""
+
+    type: Literal["local"] = "local"
+
+
+class KnexaConfig(Typed):
+    """KNEXA-FL. Units and equations: peertune/methods/knexa.py."""
+
+    type: Literal["knexa"] = "knexa"
+    matchmaker: MatchmakerConfig = LinUCBConfig()
+    kd_weight: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.2, 0.5)  # a YAML list will do
+    gain_weight: PositiveFloat = 1.0
+    byte_weight: Annotated[float, Field(ge=0)] = 1e-3
+    temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
+    max_pairs: PositiveInt | None = None
+
+
+MethodConfig = Annotated[LocalConfig | KnexaConfig, Field(discriminator="type"), BeforeValidator(_bare_name)]
+
+# The run
+
+
+class BudgetConfig(Section):
+    """Optimiser steps: before round 1 (the same for every method), and in each round alone and on an exchange."""
+
+    warm_start_steps: Count = 60
+    local_steps: Count = 8
+    exchange_steps: PositiveInt = 24
+
+
+class Evaluation(Section):
+    """Grading the test problems every `every` rounds and after the last: `samples` completions a problem, Pass@`k`."""
+
+    every: PositiveInt = 1
+    samples: PositiveInt = 1
+    k: tuple[PositiveInt, ...] = (1,)
+    temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
+    max_new_tokens: PositiveInt = 48
+
+
+class EngineConfig(Section):
+    """`workers`: processes; `auto` is one a core or GPU, 0 runs everything in this process. `deadline`: seconds a call."""
+
+    type: Literal["local"] = "local"
+    workers: Count | Literal["auto"] = "auto"
+    deadline: PositiveFloat = 600.0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class Config(Section):
+    """One run: the method, and the baselines that start from the same agents, data, seed and budget."""
+
+    version: Annotated[int, Field(ge=1)] = VERSION
+    seed: Count = 0
+    rounds: PositiveInt = 8
+    task: TaskConfig
+    agents: Annotated[tuple[AgentConfig, ...], Field(min_length=1)]
+    adapter: Adapter = Adapter()
+    training: Training = Training()
+    method: MethodConfig
+    baselines: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], MethodConfig] = {}
+    budget: BudgetConfig = BudgetConfig()
+    evaluation: Evaluation = Evaluation()
+    engine: EngineConfig = EngineConfig()
+    sandbox: Literal["bubblewrap", "unsafe"] = "bubblewrap"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        from peertune.config.combinations import check_combinations  # the checks read the finished model
+
+        check_combinations(self)
+        return self
+
+    def agent_names(self) -> list[str]:
+        """The agents' names; unnamed ones are a0, a1, ... by their place."""
+        return [agent.name or f"a{index}" for index, agent in enumerate(self.agents)]
+
+    def arms(self) -> dict[str, MethodConfig]:
+        """What is run, in order: the baselines, then the method under its own name."""
+        return {**self.baselines, self.method.type: self.method}

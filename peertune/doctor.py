@@ -1,0 +1,75 @@
+"""What a run needs of this machine, what was found, and how to mend it."""
+
+import os
+import platform
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+MIN_MEMORY_GB, MIN_DISK_GB = 2, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the table; `fix` is empty where all is well."""
+
+    name: str
+    found: str
+    fix: str = ""
+
+
+def examine() -> list[Check]:
+    """All checks, in order. Slow ones import torch."""
+    checks: tuple[Callable[[], Check], ...] = (_python, _torch, _device, _memory, _sandbox, _disk, _sqlite)
+    return [check() for check in checks]
+
+
+def _python() -> Check:
+    found = platform.python_version()
+    return Check("Python", found, "" if sys.version_info >= (3, 11) else "install Python 3.11 or newer")
+
+
+def _torch() -> Check:
+    try:
+        import peft
+        import torch
+        import transformers
+    except ImportError as error:
+        return Check("PyTorch", f"not importable ({error.name})", "install the package again: pip install peertune")
+    return Check("PyTorch", f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}")
+
+
+def _device() -> Check:
+    import torch
+
+    if torch.cuda.is_available():
+        names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
+        return Check("Device", f"{torch.cuda.device_count()} GPU ({', '.join(sorted(names))})")
+    cores = len(os.sched_getaffinity(0))
+    return Check("Device", f"{cores} CPU cores, no GPU; one worker a core")
+
+
+def _memory() -> Check:
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    low = available < MIN_MEMORY_GB
+    return Check("Memory", f"{available:.1f} GB free", "close programs, or set engine.workers: 1" if low else "")
+
+
+def _sandbox() -> Check:
+    from peertune.tasks.sandbox import probe
+
+    works, found = probe()
+    fix = "" if works else "apt install bubblewrap; or `sandbox: unsafe` in the configuration, for models you trust"
+    return Check("Sandbox", found, fix)
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    return Check("Disk here", f"{free:.1f} GB free", "free some space, or use --runs elsewhere" if free < MIN_DISK_GB else "")
+
+
+def _sqlite() -> Check:
+    return Check("SQLite", f"{sqlite3.sqlite_version}, rollback journal")

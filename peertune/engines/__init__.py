@@ -1,0 +1,1 @@
+"""How agents are reached: `local` (this machine)."""

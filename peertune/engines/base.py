@@ -1,0 +1,162 @@
+"""What an engine is, and what runs at the agent's side of every engine.
+
+An engine carries calls to agents and answers back. It knows no method. A `Host` holds the agents of one process: it runs
+their verbs, keeps the answers with their owners, asks the owner's release policy before any answer leaves, and counts.
+"""
+
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from peertune.errors import AgentError, PayloadError, PeertuneError
+from peertune.ledger import EventKind
+from peertune.payloads import Payload, decode, encode, kind_of
+
+
+class Ref(msgspec.Struct, frozen=True):
+    """A value that lives at `owner`: the answer to its call number `id` of `verb`."""
+
+    owner: str
+    id: int
+    verb: str
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """An event for the ledger, without its place in the run."""
+
+    kind: EventKind
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """What a round left at the agents: rows by call id, agents whose state is gone, and how long each call took."""
+
+    rows: dict[int, list[Entry]]
+    lost: list[str]
+    timings: list[Entry]
+
+
+class Engine(ABC):
+    """Carries calls to agents. One coordinator issues all calls in one order; each agent runs its own in that order."""
+
+    @abstractmethod
+    def submit(self, ref: Ref, args: Sequence[bytes | Ref]) -> None:
+        """Ask `ref.owner` to run `ref.verb`; a Ref among `args` is pulled from its owner by the receiver."""
+
+    @abstractmethod
+    def fetch(self, ref: Ref) -> bytes:
+        """The answer's bytes, waiting for it; empty if the verb answers nothing. Raises `AgentError`."""
+
+    @abstractmethod
+    def end_round(self) -> Barrier:
+        """Wait until all calls have run, then drop all answers. Lost agents are there again, in their first state."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop everything that the engine started."""
+
+
+class Resident(Protocol):
+    """What a host needs of an agent."""
+
+    name: str
+
+    def call(self, verb: str, args: list[Payload]) -> Payload | None:
+        """Run one verb. Whatever it raises becomes the answer's failure."""
+        ...
+
+    def may_pull(self, kind: str, caller: str) -> bool:
+        """The release policy: may `caller` have this agent's payloads of `kind`?"""
+        ...
+
+    def take_entries(self) -> list[Entry]:
+        """Events noted since the last call, such as metrics."""
+        ...
+
+    def log_path(self) -> Path | None:
+        """Where tracebacks go; they stay with the agent."""
+        ...
+
+
+class Argument(msgspec.Struct, frozen=True):
+    """One argument of a call: bytes from `source`, or (`raw` is None) a Ref whose owner lives at the same host."""
+
+    ref: Ref | None
+    raw: bytes | None
+
+
+@dataclass(slots=True)
+class Host:
+    """The agents of one process and the answers that live there."""
+
+    agents: Mapping[str, Resident]
+    _answers: dict[int, bytes | AgentError] = field(default_factory=dict)
+
+    def run(self, ref: Ref, args: Sequence[Argument]) -> tuple[list[Entry], AgentError | None]:
+        """Run one call; its answer or its failure becomes the value of `ref`. Returns the rows for the ledger."""
+        agent = self.agents[ref.owner]
+        rows: list[Entry] = []
+        failure = None
+        try:
+            values = [self._resolve(ref, arg, rows) for arg in args]
+            answer = agent.call(ref.verb, values)
+            self._answers[ref.id] = b"" if answer is None else encode(answer)
+        except AgentError as error:  # an argument's owner failed, or refused to release it
+            failure = error
+        except PeertuneError as error:
+            failure = AgentError(ref.owner, ref.verb, str(error))
+        except Exception as error:  # the agent's own text may be private: it stays in the agent's log
+            _write_traceback(agent)
+            failure = AgentError(ref.owner, ref.verb, f"{type(error).__name__} (details in the agent's own log)")
+        rows += agent.take_entries()
+        if failure:
+            self._answers[ref.id] = failure
+            rows.append(Entry("failure", {"agent": failure.agent, "verb": failure.verb, "cause": failure.cause}))
+        return rows, failure
+
+    def release(self, ref: Ref, caller: str) -> bytes:
+        """The bytes of an answer, if its owner's policy lets `caller` have them. Raises `AgentError`."""
+        answer = self._answers.get(ref.id)
+        if answer is None:
+            raise AgentError(ref.owner, ref.verb, "its answer was dropped when the round ended")
+        if isinstance(answer, AgentError):
+            raise answer
+        if answer and not self.agents[ref.owner].may_pull(kind_of(answer), caller):
+            raise AgentError(
+                ref.owner, ref.verb, f"{ref.owner} does not release {kind_of(answer)} to {caller}; see `release` in its configuration"
+            )
+        return answer
+
+    def clear(self) -> None:
+        """Drop all answers."""
+        self._answers.clear()
+
+    def _resolve(self, ref: Ref, arg: Argument, rows: list[Entry]) -> Payload:
+        raw = arg.raw
+        if raw is None:
+            assert arg.ref is not None
+            raw = self.release(arg.ref, ref.owner)
+        source = arg.ref.owner if arg.ref else None
+        try:
+            payload = decode(raw)
+        except PayloadError as error:
+            raise AgentError(source or "coordinator", arg.ref.verb if arg.ref else ref.verb, f"its answer is not valid: {error}") from None
+        if source and source != ref.owner:
+            rows.append(
+                Entry("transfer", {"source": source, "destination": ref.owner, "payload": payload.kind, "bytes": len(raw)})
+            )
+        return payload
+
+
+def _write_traceback(agent: Resident) -> None:
+    path = agent.log_path()
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            traceback.print_exc(file=file)

@@ -1,0 +1,311 @@
+"""The embedded engine: agents in worker processes of this machine, or (0 workers) in this process.
+
+Calls are lazy: nothing runs before a fetch or a barrier asks for it. The coordinator's process then hands each idle worker
+its next ready call. Only payload bytes cross processes. A worker that dies or outlasts the deadline fails its own calls;
+at the barrier it is started again.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import msgspec
+
+from peertune.engines.base import Argument, Barrier, Engine, Ref, Entry
+from peertune.engines.worker import Call, Clear, Done, Message, Refused, Release, Reply, Server, Start, Started, Value, Withheld
+from peertune.errors import AgentError, ConfigError, PeertuneError
+from peertune.ledger import COORDINATOR
+
+Listener = Callable[[Ref, Done], None]
+
+
+class Process:
+    """A worker process and the pipe to it."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        ours, theirs = socket.socketpair()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "peertune.engines.worker", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", **environment},
+        )
+        theirs.close()
+        self.connection = Connection(ours.detach())
+
+    def send(self, message: Message) -> None:
+        self.connection.send_bytes(msgspec.msgpack.encode(message))
+
+    def receive(self) -> Reply:
+        """The next reply. Raises `EOFError` if the process died."""
+        try:
+            return msgspec.msgpack.decode(self.connection.recv_bytes(), type=Reply)
+        except ConnectionResetError:
+            raise EOFError from None
+
+    def stop(self) -> None:
+        self.connection.close()
+        self._process.kill()
+        self._process.wait()
+
+
+class Inline:
+    """A worker without a process: answers at once, has no deadline."""
+
+    connection = None
+
+    def __init__(self) -> None:
+        self._server = Server()
+        self._reply: Reply | None = None
+
+    def send(self, message: Message) -> None:
+        self._reply = self._server.handle(message)
+
+    def receive(self) -> Reply:
+        assert self._reply is not None
+        return self._reply
+
+    def stop(self) -> None:
+        self._reply = None
+
+
+@dataclass(slots=True)
+class _Seat:
+    """One worker, its agents and what it is doing."""
+
+    names: list[str]
+    environment: dict[str, str]
+    worker: Process | Inline | None = None
+    job: Message | None = None
+    started: float = 0.0
+
+
+@dataclass(slots=True)
+class _Round:
+    """Everything that ends with the round."""
+
+    queues: dict[str, deque[tuple[Ref, list[bytes | Ref]]]]
+    done: dict[int, Ref] = field(default_factory=dict)
+    failures: dict[int, AgentError] = field(default_factory=dict)
+    refused: dict[int, AgentError] = field(default_factory=dict)  # answers that their owner keeps from the coordinator
+    pulled: dict[tuple[int, str], bytes] = field(default_factory=dict)
+    rows: dict[int, list[Entry]] = field(default_factory=dict)
+    timings: list[Entry] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+
+class LocalEngine(Engine):
+    """`groups` are the agents of each worker; `workers = 0` hosts them all in this process."""
+
+    def __init__(
+        self,
+        builder: str,
+        spec: bytes,
+        groups: Sequence[Sequence[str]],
+        *,
+        inline: bool = False,
+        deadline: float = 600.0,
+        environments: Sequence[dict[str, str]] = (),
+        listener: Listener = lambda ref, done: None,
+    ) -> None:
+        self._builder, self._spec, self._inline, self._deadline, self._listener = builder, spec, inline, deadline, listener
+        envs = environments or [{} for _ in groups]
+        self._seats = [_Seat(list(names), env) for names, env in zip(groups, envs, strict=True)]
+        self._seat_of = {name: seat for seat in self._seats for name in seat.names}
+        self._round = self._new_round()
+        self.facts: list[dict[str, Any]] = []
+        try:
+            self.facts = self._start(self._seats)
+        except BaseException:
+            self.close()
+            raise
+
+    def submit(self, ref: Ref, args: Sequence[bytes | Ref]) -> None:
+        self._round.queues[ref.owner].append((ref, list(args)))
+
+    def fetch(self, ref: Ref) -> bytes:
+        key = (ref.id, COORDINATOR)
+        state = self._round
+        while key not in state.pulled:
+            if error := state.refused.get(ref.id) or state.failures.get(ref.id):
+                raise error
+            self._step(ref)
+        return state.pulled[key]
+
+    def end_round(self) -> Barrier:
+        while any(self._round.queues.values()) or any(seat.job for seat in self._seats):
+            self._step(None)
+        for seat in self._seats:
+            if seat.worker:
+                seat.worker.send(Clear())
+                seat.worker.receive()
+        self._start([seat for seat in self._seats if not seat.worker])
+        ended, self._round = self._round, self._new_round()
+        return Barrier(ended.rows, ended.lost, ended.timings)
+
+    def close(self) -> None:
+        for seat in self._seats:
+            if seat.worker:
+                seat.worker.stop()
+                seat.worker = None
+
+    def _new_round(self) -> _Round:
+        return _Round({name: deque() for name in self._seat_of})
+
+    def _start(self, seats: Sequence[_Seat]) -> list[dict[str, Any]]:
+        for seat in seats:
+            seat.worker = Inline() if self._inline else Process(seat.environment)
+            seat.worker.send(Start(self._builder, self._spec, seat.names))
+        facts = []
+        for seat in seats:
+            assert seat.worker
+            try:
+                reply = seat.worker.receive()
+            except EOFError:
+                raise PeertuneError(f"the process of {', '.join(seat.names)} ended while it loaded its models (out of memory?)") from None
+            if isinstance(reply, Refused):
+                raise ConfigError(reply.message) if reply.exit_code == ConfigError.exit_code else PeertuneError(reply.message)
+            assert isinstance(reply, Started)
+            facts += reply.facts
+        return facts
+
+    # One step of the schedule: give every idle worker its next job, then take one reply.
+
+    def _step(self, wanted: Ref | None) -> None:
+        self._fail_unreachable()
+        for seat in self._seats:
+            if seat.worker and seat.job is None and (job := self._next_job(seat, wanted)):
+                self._send(seat, job)
+        busy = [seat for seat in self._seats if seat.job]
+        if not busy:
+            if wanted and not any(self._round.queues.values()):
+                self._round.failures[wanted.id] = AgentError(wanted.owner, wanted.verb, "its answer was dropped when the round ended")
+            return
+        for seat in self._wait(busy):
+            self._receive(seat)
+
+    def _send(self, seat: _Seat, job: Message) -> None:
+        assert seat.worker
+        seat.job, seat.started = job, time.monotonic()
+        try:
+            seat.worker.send(job)
+        except OSError:  # it died while idle
+            self._lose(seat, "its process ended unexpectedly (killed, or out of memory)")
+
+    def _wait(self, busy: list[_Seat]) -> list[_Seat]:
+        inline = [seat for seat in busy if seat.worker and seat.worker.connection is None]
+        if inline:
+            return inline
+        by_connection = {seat.worker.connection: seat for seat in busy if seat.worker}
+        remaining = min(seat.started for seat in busy) + self._deadline - time.monotonic()
+        ready = wait(list(by_connection), timeout=max(0.0, remaining))
+        if not ready:
+            for seat in busy:
+                if time.monotonic() - seat.started >= self._deadline:
+                    self._lose(seat, f"no answer within {self._deadline:g} s; its process was stopped")
+        return [by_connection[connection] for connection in ready]  # pyright: ignore[reportArgumentType]
+
+    def _next_job(self, seat: _Seat, wanted: Ref | None) -> Message | None:
+        """Answers that somebody waits for first, then the oldest call whose arguments are there."""
+        state = self._round
+        for name, queue in state.queues.items():
+            if queue:
+                for arg in queue[0][1]:
+                    if isinstance(arg, Ref) and self._seat_of[arg.owner] is seat and self._seat_of[name] is not seat and self._held(arg, name):
+                        return Release(arg, name)
+        if wanted and self._seat_of[wanted.owner] is seat and self._held(wanted, COORDINATOR):
+            return Release(wanted, COORDINATOR)
+        heads = sorted((state.queues[name][0] for name in seat.names if state.queues[name]), key=lambda head: head[0].id)
+        for ref, args in heads:
+            if all(self._ready(seat, ref.owner, arg) for arg in args):
+                state.queues[ref.owner].popleft()
+                return Call(ref, [self._argument(ref.owner, arg) for arg in args])
+        return None
+
+    def _held(self, ref: Ref, caller: str) -> bool:
+        """The answer exists and `caller` does not have it yet."""
+        state = self._round
+        return ref.id in state.done and ref.id not in state.failures and (ref.id, caller) not in state.pulled
+
+    def _ready(self, seat: _Seat, caller: str, arg: bytes | Ref) -> bool:
+        if isinstance(arg, bytes) or (arg.id, caller) in self._round.pulled:
+            return True
+        return self._seat_of[arg.owner] is seat and arg.id in self._round.done
+
+    def _argument(self, caller: str, arg: bytes | Ref) -> Argument:
+        if isinstance(arg, bytes):
+            return Argument(None, arg)
+        return Argument(arg, self._round.pulled.pop((arg.id, caller), None))
+
+    def _receive(self, seat: _Seat) -> None:
+        assert seat.worker
+        try:
+            reply = seat.worker.receive()
+        except EOFError:
+            self._lose(seat, "its process ended unexpectedly (killed, or out of memory)")
+            return
+        job, seat.job = seat.job, None
+        match job, reply:
+            case Call(ref=ref), Done():
+                self._finish(ref, reply)
+            case Release(ref=ref, caller=caller), Value(raw=raw):
+                self._round.pulled[ref.id, caller] = raw
+            case Release(ref=ref, caller=caller), Withheld(failure=failure):
+                self._withhold(ref, caller, AgentError(*failure))
+
+    def _finish(self, ref: Ref, done: Done) -> None:
+        state = self._round
+        state.done[ref.id] = ref
+        state.rows[ref.id] = done.rows
+        if done.failure:
+            state.failures[ref.id] = AgentError(*done.failure)
+        wall, cpu = done.seconds
+        state.timings.append(Entry("metric", {"agent": ref.owner, "verb": ref.verb, "seconds": wall, "cpu_seconds": cpu}))
+        self._listener(ref, done)
+
+    def _withhold(self, ref: Ref, caller: str, error: AgentError) -> None:
+        """The owner refused: whoever waits for the answer fails, the owner does not."""
+        if caller == COORDINATOR:
+            self._round.refused[ref.id] = error
+            return
+        call, _ = self._round.queues[caller].popleft()
+        self._fail(call, error)
+
+    def _fail(self, call: Ref, error: AgentError) -> None:
+        self._round.failures[call.id] = error
+        self._round.done[call.id] = call
+        self._round.rows[call.id] = [Entry("failure", {"agent": error.agent, "verb": error.verb, "cause": error.cause})]
+
+    def _fail_unreachable(self) -> None:
+        """Calls whose argument failed, or whose agent is gone, fail without being run."""
+        for name, queue in self._round.queues.items():
+            while queue:
+                call, args = queue[0]
+                missing = [arg.id for arg in args if isinstance(arg, Ref) and (arg.id, name) not in self._round.pulled]
+                failed = [self._round.failures[id] for id in missing if id in self._round.failures]
+                if self._seat_of[name].worker is None:
+                    failed = [AgentError(name, call.verb, "its process was lost earlier in this round")]
+                if not failed:
+                    break
+                queue.popleft()
+                self._fail(call, failed[0])
+
+    def _lose(self, seat: _Seat, cause: str) -> None:
+        """A worker is gone: its current call fails with `cause`, and so does everything that only it knew."""
+        job, seat.job = seat.job, None
+        assert seat.worker
+        seat.worker.stop()
+        seat.worker = None
+        self._round.lost += seat.names
+        if isinstance(job, Call):
+            self._fail(job.ref, AgentError(job.ref.owner, job.ref.verb, cause))
+        for ref in self._round.done.values():
+            if ref.owner in seat.names:
+                self._round.failures.setdefault(ref.id, AgentError(ref.owner, ref.verb, "its answer was lost with its process"))

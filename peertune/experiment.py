@@ -1,0 +1,326 @@
+"""A run: build the agents, loop over rounds, checkpoint, evaluate. The only loop over rounds there is.
+
+The baselines and the method are *arms*: each starts from the same agents after the same warm start. All events of a round
+are committed together with its checkpoint, so a run that was stopped at any moment goes on from its last whole round and
+ends as if it had never been stopped.
+"""
+
+import fcntl
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from peertune.assemble import Spec, transfer_prompts
+from peertune.checkpoint import Blobs
+from peertune.config.schema import Config, KnexaConfig, MethodConfig
+from peertune.engines.base import Ref
+from peertune.engines.local import LocalEngine
+from peertune.engines.worker import Done
+from peertune.errors import AgentError, ConfigError, PeertuneError, StorageError
+from peertune.federation import Federation
+from peertune.ledger import Event, Ledger
+from peertune.matchmakers import MATCHMAKERS
+from peertune.methods import METHODS, Budget, Method, Run
+from peertune.methods.base import State
+from peertune.payloads import Receipt, Texts
+
+START = "start"  # the arm of the warm start, which all others begin from
+BUILDER = "peertune.assemble:build_agents"
+
+Watch = Callable[[str, dict[str, Any]], None]
+
+
+class Interrupted(PeertuneError):
+    """The user asked to stop; the last round is complete."""
+
+    exit_code = 130
+
+
+class Experiment:
+    """One run in one folder. `watch` is told what happens as it happens."""
+
+    def __init__(self, folder: Path, config: Config, ledger: Ledger, watch: Watch) -> None:
+        self.folder, self.config, self._ledger, self._watch = folder, config, ledger, watch
+        self._blobs = Blobs(folder / "coordinator" / "checkpoints")
+        self.stopping = False
+        self._arm, self._round = START, 0
+
+    @classmethod
+    def create(cls, folder: Path, config: Config, watch: Watch) -> "Experiment":
+        """A new run. Raises `ConfigError` if the folder is taken, `StorageError` if it cannot be written."""
+        if folder.exists():
+            raise ConfigError(f"the run {folder.name!r} exists; choose another --name, or continue it with `peertune resume {folder.name}`")
+        try:
+            folder.mkdir(parents=True)
+            (folder / "config.json").write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"{folder}: the run cannot be created ({error.strerror}); free space or check the rights") from error
+        return cls(folder, config, Ledger.create(folder / "ledger.sqlite"), watch)
+
+    @classmethod
+    def reopen(cls, folder: Path, watch: Watch) -> "Experiment":
+        """A run that was stopped. Raises `ConfigError` if there is none, or if its ledger is damaged."""
+        if not folder.is_dir():
+            raise ConfigError(f"there is no run {folder.name!r} in {folder.parent}; `peertune ls` shows the runs there are")
+        ledger = Ledger.open(folder / "ledger.sqlite")
+        ledger.verify()
+        return cls(folder, stored_config(folder), ledger, watch)
+
+    def request_stop(self) -> None:
+        """Stop when the current round is complete."""
+        self.stopping = True
+
+    def run(self) -> None:
+        """Run every arm from where the ledger says it stands. Raises `Interrupted` after a requested stop."""
+        with _locked(self.folder), self._engine() as engine:
+            self._describe(engine)
+            federation = Federation(engine, self.config.agent_names())
+            if not self._done(START):
+                self._warm_start(federation)
+            for arm, method in self.config.arms().items():
+                if not self._done(arm):
+                    self._run_arm(federation, arm, method)
+
+    # The arms.
+
+    def _warm_start(self, fed: Federation) -> None:
+        self._enter(START, 0)
+        for agent in fed.agents:
+            agent.fit(self.config.budget.warm_start_steps)
+        self._close_phase(fed, "init")
+        self._complete_round(fed, {}, last=True)
+
+    def _run_arm(self, fed: Federation, arm: str, config: MethodConfig) -> None:
+        method = self._method(config)
+        self._arm = arm
+        state, done = self._restore_arm(fed, arm, method)
+        for t in range(done + 1, self.config.rounds + 1):
+            if self.stopping:
+                raise Interrupted(f"stopped after round {t - 1} of {arm}; continue with `peertune resume {self.folder.name}`")
+            self._enter(arm, t)
+            state = method.round(state, fed, t)
+            self._close_phase(fed, "round")
+            self._complete_round(fed, state, last=t == self.config.rounds)
+
+    def _restore_arm(self, fed: Federation, arm: str, method: Method) -> tuple[State, int]:
+        """Put every agent back to the arm's last checkpoint, or to the start; the method's state and the round it had."""
+        stored = self._checkpoints(arm)
+        before_arm = next(self._ledger.events(arm=arm)).seq - 1 if stored else 0
+        while stored:
+            event = stored.pop()
+            try:
+                self._restore(fed, event.body["agents"])
+                return load_safetensors(self._blobs.get(event.body["method"])), event.round
+            except StorageError as error:
+                self._watch("damaged", {"arm": arm, "round": event.round, "cause": str(error)})
+                self._ledger.rewind(stored[-1].seq if stored else before_arm)
+        self._restore(fed, self._checkpoints(START)[-1].body["agents"])
+        return method.init(fed), 0
+
+    def _complete_round(self, fed: Federation, state: State, last: bool) -> None:
+        """Evaluate if it is time, checkpoint every agent, and commit the round: all of it, or nothing."""
+        if last or self._round % self.config.evaluation.every == 0:
+            self._evaluate(fed)
+        agents = self._checkpoint(fed)
+        method = self._blobs.put(save_safetensors({name: np.asarray(array) for name, array in state.items()}))
+        self._append("checkpoint", "checkpoint", {"agents": agents, "method": method})
+        if last:
+            self._append("checkpoint", "done", {})
+        self._ledger.commit()
+        self._blobs.keep(self._kept("method") | {method})
+        self._watch("round", {"arm": self._arm, "round": self._round, "last": last})
+
+    def _evaluate(self, fed: Federation) -> None:
+        evaluation = self.config.evaluation
+        graded = fed.gather({agent.name: agent.grade(evaluation.samples, evaluation.temperature) for agent in fed.agents})
+        for name, scores in graded.items():
+            body = {"agent": name, "correct": list(scores.correct), "samples": scores.samples, "metrics": scores.metrics}
+            fed.record("scores", **body)
+        self._close_phase(fed, "evaluate")
+
+    def _checkpoint(self, fed: Federation) -> dict[str, str]:
+        """Every agent stores its state; a run cannot go on if one of them cannot."""
+        keep = Texts(tuple(sorted(self._kept("agents"))))
+        refs = {agent.name: agent.checkpoint(keep) for agent in fed.agents}
+        digests = {}
+        for name, ref in refs.items():
+            try:
+                receipt = fed.fetch(ref)
+            except AgentError as error:
+                raise StorageError(f"{error}; the last complete round is safe, continue with `peertune resume {self.folder.name}`") from None
+            assert isinstance(receipt, Receipt)
+            digests[name] = receipt.digest
+        self._close_phase(fed, "checkpoint")
+        return digests
+
+    def _restore(self, fed: Federation, digests: Mapping[str, str]) -> None:
+        """Raises `StorageError` if an agent cannot return to its checkpoint."""
+        refs = [fed[name].restore(Receipt(digest)) for name, digest in digests.items()]
+        try:
+            for ref in refs:
+                fed.fetch(ref)
+        except AgentError as error:
+            raise StorageError(str(error)) from None
+        finally:
+            fed.end_round()  # not a part of any round: a resumed run has it where another has not
+
+    def _close_phase(self, fed: Federation, phase: str) -> None:
+        """The barrier: wait for all agents, write what happened, bring back agents whose process was lost."""
+        log = fed.end_round()
+        for entry in log.rows:
+            self._append(phase, entry.kind, entry.body)
+            if entry.kind != "transfer":
+                self._watch(entry.kind, {"arm": self._arm, "round": self._round, **entry.body})
+        for entry in log.timings:
+            self._ledger.fact("call", {"arm": self._arm, "round": self._round, **entry.body})
+        if log.lost:
+            last = (self._checkpoints(self._arm) or self._checkpoints(START))[-1:]
+            if not last:
+                raise PeertuneError(f"{', '.join(log.lost)} ended during the warm start; see the failures above (out of memory?)")
+            self._restore(fed, {name: last[0].body["agents"][name] for name in log.lost})
+
+    # What the ledger knows.
+
+    def _append(self, phase: str, kind: Any, body: dict[str, Any]) -> None:
+        self._ledger.append(self._arm, self._round, phase, kind, body)
+
+    def _enter(self, arm: str, round: int) -> None:
+        self._ledger.discard()
+        self._arm, self._round = arm, round
+        self._watch("begin", {"arm": arm, "round": round, "rounds": self.config.rounds})
+
+    def _done(self, arm: str) -> bool:
+        return any(self._ledger.events("done", arm))
+
+    def _checkpoints(self, arm: str) -> list[Event]:
+        return list(self._ledger.events("checkpoint", arm))
+
+    def _kept(self, what: str) -> set[str]:
+        """Digests that must stay: the start, the end of every finished arm, the last two rounds of this arm."""
+        kept: set[str] = set()
+        for arm in (START, *self.config.arms()):
+            events = self._checkpoints(arm)
+            for event in events[-2:] if arm == self._arm else events[-1:]:
+                named = event.body[what]
+                kept |= {named} if isinstance(named, str) else set(named.values())
+        return kept
+
+    def _describe(self, engine: LocalEngine) -> None:
+        """The run's first event: configuration and agents, by hash. Machine and previews stand beside or are only shown."""
+        previews = {facts["name"]: facts.pop("preview", "") for facts in engine.facts}
+        facts = sorted(engine.facts, key=lambda facts: self.config.agent_names().index(facts["name"]))
+        for config in self.config.arms().values():
+            self._method(config).check(facts)
+        self._watch("agents", {"agents": facts, "previews": previews})
+        recorded = next(self._ledger.events("run"), None)
+        body = {"config": self.config.model_dump(mode="json", exclude={"engine"}), "agents": facts, "version": version()}
+        if recorded is None:
+            self._append("init", "run", body)
+            self._ledger.commit()
+        elif recorded.body["agents"] != facts:
+            raise ConfigError(f"models or data of {self.folder.name!r} are not those that it began with; put them back or start a new run")
+        self._ledger.fact("session", {"machine": machine(), "engine": self.config.engine.model_dump(), "pid": os.getpid()})
+        self._ledger.commit()
+
+    # The parts.
+
+    def _method(self, config: MethodConfig) -> Method:
+        budget = Budget(self.config.budget.local_steps, self.config.budget.exchange_steps)
+        run = Run(self.config.rounds, self.config.seed, budget, transfer_prompts(self.config))
+        fields = {name: getattr(config, name) for name in type(config).model_fields if name != "type"}
+        if isinstance(config, KnexaConfig):
+            fields["matchmaker"] = MATCHMAKERS[config.matchmaker.type](**config.matchmaker.model_dump(exclude={"type"}))
+        return METHODS[config.type](run=run, **fields)
+
+    @contextmanager
+    def _engine(self) -> Iterator[LocalEngine]:
+        groups, environments = seating(self.config)
+        spec = msgspec.json.encode(Spec(self.config.model_dump_json(), str(self.folder)))
+        engine = LocalEngine(
+            BUILDER,
+            spec,
+            groups,
+            inline=self.config.engine.workers == 0,
+            deadline=self.config.engine.deadline,
+            environments=environments,
+            listener=self._heard,
+        )
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+    def _heard(self, ref: Ref, done: Done) -> None:
+        body = {"arm": self._arm, "round": self._round, "agent": ref.owner, "verb": ref.verb, "seconds": done.seconds[0]}
+        self._watch("call", {**body, "failed": done.failure is not None})
+
+
+def seating(config: Config) -> tuple[list[list[str]], list[dict[str, str]]]:
+    """Which worker hosts which agents, and each worker's environment. Agents of one model sit together where it balances."""
+    gpus = _gpus() if config.engine.device != "cpu" else 0
+    wanted = config.engine.workers
+    workers = max(1, gpus or len(os.sched_getaffinity(0))) if wanted == "auto" else max(1, wanted)
+    named = sorted(zip(config.agent_names(), config.agents, strict=True), key=lambda pair: pair[1].model)
+    workers = min(workers, len(named))
+    groups = [[name for name, _ in part] for part in _even_parts(named, workers)]
+    environments = [{"CUDA_VISIBLE_DEVICES": str(index % gpus)} if gpus else {} for index in range(workers)]
+    return groups, environments
+
+
+def _even_parts(items: list[Any], count: int) -> list[list[Any]]:
+    bounds = [round(index * len(items) / count) for index in range(count + 1)]
+    return [items[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+
+
+def _gpus() -> int:
+    import torch  # late: only a run needs it
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def stored_config(folder: Path) -> Config:
+    """The resolved configuration of a run. Raises `ConfigError` if it is missing or damaged."""
+    try:
+        return Config.model_validate_json((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / 'config.json'} cannot be read ({type(error).__name__}); this is not a complete run") from None
+
+
+def version() -> str:
+    return importlib.metadata.version("peertune")
+
+
+def machine() -> dict[str, str]:
+    """What numbers of a run may depend on, beside its seed."""
+    import torch
+
+    return {
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Only one process works in a run's folder. Raises `ConfigError` if another one does."""
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"the run {folder.name!r} is being worked on by another process; wait for it or stop it") from None
+        yield
+
+

@@ -1,0 +1,86 @@
+"""Hand out an agent's adapter as an ordinary PEFT folder, and prove that it is the one that was evaluated."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load as load_safetensors
+from transformers import AutoModelForCausalLM
+
+from peertune.checkpoint import Blobs
+from peertune.config.schema import AgentConfig, Config
+from peertune.errors import ConfigError, PeertuneError, StorageError
+from peertune.experiment import START, stored_config
+from peertune.ledger import Ledger
+from peertune.lm.encode import encode_prompt
+from peertune.lm.model import LanguageModel
+from peertune.lm.quiet import quiet
+from peertune.lm.settings import AdapterSettings, TrainingSettings
+from peertune.lm.train import Trainer
+
+TOLERANCE = 1e-4  # of a logit, fp32: the arrays are the same, the order of additions need not be
+PROBE = 'def total(values):\n    """Return the sum of values plus 3."""'
+NEW_TOKENS = 24
+
+
+def export_adapter(folder: Path, agent: str, to: Path, arm: str | None = None) -> str:
+    """Write the adapter, load it with PEFT as anyone would, compare logits and a greedy text. Returns what to print.
+
+    Raises `ConfigError` for unknown names or a taken folder, `PeertuneError` (and removes the folder) if they differ.
+    """
+    config = stored_config(folder)
+    arm = arm or config.method.type
+    digest = _digest(folder, config, agent, arm)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ConfigError(f"{to} exists and is not an empty folder; name another one")
+    agent_config = config.agents[config.agent_names().index(agent)]
+    lm = _restored(config, agent_config, agent, Blobs(folder / "agents" / agent / "checkpoints").get(digest))
+    try:
+        lm.save_adapter(agent, to)
+    except OSError as error:
+        raise StorageError(f"{to} cannot be written ({error.strerror})") from error
+    difference = _compare(lm, agent, to)
+    if not difference <= TOLERANCE:
+        shutil.rmtree(to)
+        raise PeertuneError(f"the exported adapter does not behave like the run's (logits differ by {difference:.2g}); nothing was kept")
+    return f"OK: {agent} after {arm} is in {to}; loaded again, its logits agree within {difference:.0e} and its greedy text is the same"
+
+
+def _digest(folder: Path, config: Config, agent: str, arm: str) -> str:
+    if agent not in config.agent_names():
+        raise ConfigError(f"the run {folder.name!r} has no agent {agent!r}; its agents: {', '.join(config.agent_names())}")
+    if arm not in (START, *config.arms()):
+        raise ConfigError(f"the run {folder.name!r} has no arm {arm!r}; its arms: {START}, {', '.join(config.arms())}")
+    ledger = Ledger.read(folder / "ledger.sqlite")
+    checkpoints = list(ledger.events("checkpoint", arm))
+    ledger.close()
+    if not checkpoints:
+        raise ConfigError(f"{arm} has no complete round yet; continue with `peertune resume {folder.name}`")
+    return checkpoints[-1].body["agents"][agent]
+
+
+def _restored(config: Config, agent_config: AgentConfig, name: str, blob: bytes) -> LanguageModel:
+    """The agent's model with the adapter of a checkpoint."""
+    adapter = agent_config.adapter or config.adapter
+    lm = LanguageModel.load(agent_config.model)
+    lm.add_adapter(name, AdapterSettings(adapter.rank, adapter.alpha, adapter.dropout, adapter.target_modules), seed=0)
+    tensors = load_safetensors(blob)
+    tensors.pop("record")
+    Trainer(lm, name, TrainingSettings()).load_state(tensors)
+    return lm
+
+
+def _compare(lm: LanguageModel, agent: str, folder: Path) -> float:
+    """Largest difference of a logit on a fixed prompt and its greedy continuation; infinite if the texts differ."""
+    with quiet():
+        base = AutoModelForCausalLM.from_pretrained(lm.source, torch_dtype=torch.float32, use_safetensors=True)
+        exported = PeftModel.from_pretrained(base, str(folder)).eval()
+    ids = torch.tensor([encode_prompt(lm.tokenizer, PROBE)], device=lm.device)
+    with torch.inference_mode(), lm.using(agent) as live:
+        for _ in range(NEW_TOKENS):
+            ours, theirs = live(input_ids=ids).logits[0], exported(input_ids=ids.cpu()).logits[0].to(ids.device)
+            if ours[-1].argmax() != theirs[-1].argmax():
+                return float("inf")
+            ids = torch.cat([ids, ours[-1].argmax().view(1, 1)], dim=1)
+    return (ours.float() - theirs.float()).abs().max().item()

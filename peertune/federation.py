@@ -1,0 +1,152 @@
+"""All that a method may touch: agents by name, Refs, and what it explicitly fetches.
+
+`agent.verb(...)` returns at once a `Ref`: the answer, still living at that agent. Passing a Ref to another agent moves the
+bytes owner -> receiver; only `fetch` and `gather` bring them to the coordinator.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from peertune.engines.base import Barrier, Engine, Ref, Entry
+from peertune.errors import AgentError, PayloadError
+from peertune.ledger import COORDINATOR, EventKind
+from peertune.payloads import Number, Payload, Receipt, Texts, Weights, decode, encode
+
+Key = TypeVar("Key")
+Argument = Payload | Ref | int | float
+
+
+class AgentHandle:
+    """One agent, seen from the coordinator. Each method asks it to run the verb of that name and returns a `Ref`."""
+
+    def __init__(self, federation: "Federation", name: str) -> None:
+        self._federation, self.name = federation, name
+
+    def fit(self, steps: int) -> Ref:
+        """Train the adapter for `steps` optimiser steps on the agent's own data. Answer: none."""
+        return self._call("fit", steps)
+
+    def profile(self) -> Ref:
+        """Answer: `Profile`."""
+        return self._call("profile")
+
+    def answer(self, prompts: Texts | Ref, temperature: float = 0.0) -> Ref:
+        """Complete every prompt. Answer: `Texts`, one completion a prompt."""
+        return self._call("answer", prompts, temperature)
+
+    def learn(self, prompts: Texts | Ref, answers: Texts | Ref, kd_weight: float, steps: int) -> Ref:
+        """Train `steps` steps on own data, weighted 1 - `kd_weight`, and on `answers`, weighted `kd_weight`. Answer: `Gain`."""
+        return self._call("learn", prompts, answers, kd_weight, steps)
+
+    def grade(self, samples: int = 1, temperature: float = 0.0) -> Ref:
+        """Complete and grade the test problems. Answer: `Scores`. Changes nothing in the agent."""
+        return self._call("grade", samples, temperature)
+
+    def adapter(self) -> Ref:
+        """Answer: `Weights`, the agent's adapter."""
+        return self._call("adapter")
+
+    def load(self, adapter: Weights | Ref) -> Ref:
+        """Replace the agent's adapter. Answer: none."""
+        return self._call("load", adapter)
+
+    def checkpoint(self, keep: Texts) -> Ref:
+        """Store the agent's state on its own disk; drop stored states other than this and `keep`. Answer: `Receipt`."""
+        return self._call("checkpoint", keep)
+
+    def restore(self, receipt: Receipt) -> Ref:
+        """Return to a stored state. Answer: none."""
+        return self._call("restore", receipt)
+
+    def _call(self, verb: str, *args: Argument) -> Ref:
+        return self._federation._submit(self.name, verb, args)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundLog:
+    """What one round left for the ledger: `rows` in the order of the method's own text, `lost` agents, seconds a call."""
+
+    rows: list[Entry]
+    lost: list[str]
+    timings: list[Entry]
+
+
+class Federation:
+    """The agents of one run, over any engine."""
+
+    def __init__(self, engine: Engine, names: Sequence[str]) -> None:
+        self._engine = engine
+        self._ids = itertools.count()
+        self._log: list[Entry | int] = []  # an int stands for the rows of the call of that id, which arrive at the barrier
+        self.agents = [AgentHandle(self, name) for name in names]
+        self._by_name = {agent.name: agent for agent in self.agents}
+
+    def __getitem__(self, name: str) -> AgentHandle:
+        return self._by_name[name]
+
+    def fetch(self, ref: Ref) -> Payload | None:
+        """Bring the answer of one call to the coordinator. Raises `AgentError` if the agent could not give it."""
+        raw = self._engine.fetch(ref)
+        if not raw:
+            return None
+        try:
+            payload = decode(raw)
+        except PayloadError as error:
+            raise AgentError(ref.owner, ref.verb, f"its answer is not valid: {error}") from None
+        self.record("transfer", source=ref.owner, destination=COORDINATOR, payload=payload.kind, bytes=len(raw))
+        return payload
+
+    def gather(self, refs: Mapping[Key, Ref]) -> dict[Key, Any]:
+        """Fetch several answers; a call that failed is left out and stands in the ledger as a failure."""
+        answers = {}
+        for key, ref in refs.items():
+            try:
+                answers[key] = self.fetch(ref)
+            except AgentError as error:
+                self.record("failure", agent=error.agent, verb=error.verb, cause=error.cause)
+        return answers
+
+    def record(self, kind: EventKind, **body: Any) -> None:
+        """Write an event of the method's own, such as a pairing, into the ledger of this round."""
+        self._log.append(Entry(kind, body))
+
+    def end_round(self) -> RoundLog:
+        """Wait until every call has run, drop all Refs, and return what happened, in the order of the calls."""
+        barrier: Barrier = self._engine.end_round()
+        rows = [
+            row
+            for entry in self._log
+            for row in (barrier.rows.get(entry, []) if isinstance(entry, int) else [entry])
+        ]
+        self._log = []
+        return RoundLog(_without_repeats(rows), barrier.lost, barrier.timings)
+
+    def _submit(self, name: str, verb: str, args: tuple[Argument, ...]) -> Ref:
+        ref = Ref(name, next(self._ids), verb)
+        wire: list[bytes | Ref] = []
+        for arg in args:
+            if isinstance(arg, Ref):
+                wire.append(arg)
+                continue
+            payload = arg if isinstance(arg, Payload) else Number(arg)
+            raw = encode(payload)
+            self.record("transfer", source=COORDINATOR, destination=name, payload=payload.kind, bytes=len(raw))
+            wire.append(raw)
+        self._log.append(ref.id)
+        self._engine.submit(ref, wire)
+        return ref
+
+
+def _without_repeats(rows: list[Entry]) -> list[Entry]:
+    """A failure is seen by the agent that failed and by everyone who asked for its answer; one row is enough."""
+    seen: list[dict[str, Any]] = []
+    kept = []
+    for row in rows:
+        if row.kind == "failure":
+            if row.body in seen:
+                continue
+            seen.append(row.body)
+        kept.append(row)
+    return kept

@@ -1,0 +1,57 @@
+"""What there is: recipes, bundled models, methods, tasks, matchmakers and runs. Reads files only; imports no torch."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from peertune.config.reader import RECIPES
+from peertune.config.schema import (
+    CodeletsTask,
+    HeteroGreedyConfig,
+    HumanEvalTask,
+    KnexaConfig,
+    LinUCBConfig,
+    LocalConfig,
+    MBPPTask,
+    RecordsTask,
+    UniformConfig,
+)
+from peertune.errors import ConfigError
+from peertune.ledger import Ledger, total_bytes
+
+Entries = list[tuple[str, str]]
+
+
+def listing(runs: Path) -> dict[str, Entries]:
+    """Titles and, under each, (name, one line about it)."""
+    return {
+        "recipes": [(path.stem, _first_comment(path)) for path in sorted(RECIPES.glob("*.yaml"))],
+        "methods": _types(LocalConfig, KnexaConfig),
+        "matchmakers": _types(LinUCBConfig, UniformConfig, HeteroGreedyConfig),
+        "tasks": _types(CodeletsTask, HumanEvalTask, MBPPTask, RecordsTask),
+        "models": [(f"bundled/{path.name}", "ships with peertune") for path in sorted((RECIPES.parent / "models").iterdir()) if path.is_dir()],
+        f"runs in {runs}": list(_runs(runs)),
+    }
+
+
+def _types(*sections: type[BaseModel]) -> Entries:
+    return [(section.model_fields["type"].default, (section.__doc__ or "").split(". ")[0].strip().split("\n")[0]) for section in sections]
+
+
+def _first_comment(path: Path) -> str:
+    return path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
+
+
+def _runs(folder: Path) -> Iterator[tuple[str, str]]:
+    for path in sorted(folder.glob("*/ledger.sqlite")):
+        try:
+            ledger = Ledger.read(path)
+            events = list(ledger.events())
+            ledger.close()
+        except ConfigError as error:
+            yield path.parent.name, f"unreadable: {error}"
+            continue
+        last = events[-1] if events else None
+        where = f"{last.arm} round {last.round}" if last else "not started"
+        yield path.parent.name, f"{where}, {total_bytes(events) / 1e6:.2f} MB moved"

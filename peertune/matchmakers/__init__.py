@@ -1,0 +1,13 @@
+"""Who should learn from whom: pairing policies. numpy only; a policy sees profiles and rewards, never a model.
+
+A new policy is one file here and one line in `MATCHMAKERS`.
+"""
+
+from peertune.matchmakers.base import Matchmaker, Pair, directed_pairs
+from peertune.matchmakers.hetero_greedy import HeteroGreedy
+from peertune.matchmakers.linucb import LinUCB
+from peertune.matchmakers.uniform import Uniform
+
+MATCHMAKERS: dict[str, type[Matchmaker]] = {"linucb": LinUCB, "uniform": Uniform, "hetero_greedy": HeteroGreedy}
+
+__all__ = ["MATCHMAKERS", "HeteroGreedy", "LinUCB", "Matchmaker", "Pair", "Uniform", "directed_pairs"]

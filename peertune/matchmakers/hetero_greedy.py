@@ -1,0 +1,43 @@
+"""Heuristic-P2P (KNEXA-FL, Suppl. Alg. 3): the most different agents meet, the better performer teaches.
+
+Alg. 3 and the main text contradict each other about who teaches; the main text (the higher performer) is followed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from peertune.matchmakers.base import Matchmaker, Pair, State, greedy_disjoint
+from peertune.profiles import HISTOGRAM, SCORE
+
+
+@dataclass(frozen=True, slots=True)
+class HeteroGreedy(Matchmaker):
+    """Greedy maximum Jensen-Shannon distance between category histograms; learns nothing."""
+
+    def init(self, seed: int) -> State:
+        return {}
+
+    def match(self, state: State, candidates: Sequence[Pair], k: int) -> list[Pair]:
+        half = len(candidates[0].context) // 2 if candidates else 0
+        taught_by_better = [pair for pair in candidates if pair.context[SCORE] >= pair.context[half + SCORE]]
+        distances = [
+            jensen_shannon(pair.context[HISTOGRAM], pair.context[half:][HISTOGRAM]) for pair in taught_by_better
+        ]
+        return greedy_disjoint(taught_by_better, distances, k)
+
+    def update(self, state: State, pair: Pair, reward: float) -> State:
+        return state
+
+
+def jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
+    """Jensen-Shannon distance (the root of the divergence, base 2, so 0 to 1) of two distributions of shape [n]."""
+    middle = (p + q) / 2
+    divergence = (_relative_entropy(p, middle) + _relative_entropy(q, middle)) / 2
+    return float(np.sqrt(max(0.0, divergence)))
+
+
+def _relative_entropy(p: np.ndarray, q: np.ndarray) -> float:
+    inside = p > 0
+    return float(np.sum(p[inside] * np.log2(p[inside] / q[inside])))

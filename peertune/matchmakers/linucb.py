@@ -1,0 +1,71 @@
+"""LinUCB on concatenated profiles, as in KNEXA-FL Alg. 1 (the bandit: Li et al. 2010, arXiv 1003.0146, Alg. 1).
+
+The score of a directed pair with context x is theta.x + beta * sqrt(x' A^-1 x), with A = ridge * I + sum x x' and
+theta = A^-1 sum z x, where z is the reward standardised by its running mean and deviation. A^-1 is kept up to date by
+Sherman-Morrison, O(d^2) an exchange. A score linear in [source, receiver] is additive in the two: it can learn who is a
+good source and who gains most, not who fits whom.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from peertune.matchmakers.base import Matchmaker, Pair, State, greedy_disjoint, with_predictions
+
+CONTEXT_SIZE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class LinUCB(Matchmaker):
+    """`beta`: width of the confidence bound. `ridge`: lambda, the weight of the prior."""
+
+    beta: float = 1.0
+    ridge: float = 1.0
+
+    def init(self, seed: int) -> State:
+        return {
+            "inverse": np.eye(CONTEXT_SIZE) / self.ridge,
+            "moment": np.zeros(CONTEXT_SIZE),  # sum of standardised reward * context
+            "rewards": np.zeros(3),  # count, mean, sum of squared deviations (Welford)
+        }
+
+    def match(self, state: State, candidates: Sequence[Pair], k: int) -> list[Pair]:
+        if not candidates:
+            return []
+        contexts = np.stack([pair.context for pair in candidates])  # [pairs, 64]
+        predicted = contexts @ (state["inverse"] @ state["moment"])
+        variance = np.einsum("pd,de,pe->p", contexts, state["inverse"], contexts)
+        scores = predicted + self.beta * np.sqrt(np.maximum(variance, 0.0))
+        chosen = greedy_disjoint(candidates, scores.tolist(), k)
+        rewards = self._destandardise(state, predicted)
+        return with_predictions(chosen, dict(zip(candidates, rewards, strict=True)))
+
+    def update(self, state: State, pair: Pair, reward: float) -> State:
+        rewards = _welford(state["rewards"], reward)
+        x, inverse = pair.context, state["inverse"]
+        projected = inverse @ x
+        return {
+            "inverse": inverse - np.outer(projected, projected) / (1.0 + x @ projected),
+            "moment": state["moment"] + standardise(rewards, reward) * x,
+            "rewards": rewards,
+        }
+
+    def _destandardise(self, state: State, predicted: np.ndarray) -> list[float]:
+        count, mean, squares = state["rewards"]
+        deviation = np.sqrt(squares / count) if count > 1 else 1.0
+        return (mean + deviation * predicted).tolist()
+
+
+def standardise(rewards: np.ndarray, reward: float) -> float:
+    """(r - mu) / (sigma + 1e-6) with the running moments that already include `reward`; 0 for the first one."""
+    count, mean, squares = rewards
+    return float((reward - mean) / (np.sqrt(squares / count) + 1e-6))
+
+
+def _welford(rewards: np.ndarray, reward: float) -> np.ndarray:
+    count, mean, squares = rewards
+    count += 1
+    delta = reward - mean
+    mean += delta / count
+    return np.array([count, mean, squares + delta * (reward - mean)])

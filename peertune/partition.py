@@ -1,0 +1,81 @@
+"""Dealing a task's private examples to agents, and the skew that this really made.
+
+A partition is a matrix of shares, [agents, categories]: which part of each category's examples an agent gets. The same
+shares deal the training and the validation examples, so that an agent is validated on the kind of data that it has.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from peertune.config.schema import ByCategory, Dirichlet, Experts, Partition
+from peertune.errors import ConfigError
+from peertune.tasks.base import Example
+
+MIN_TRAIN, MIN_VALIDATION = 8, 1
+ATTEMPTS = 1000
+
+
+def deal(
+    pools: tuple[Sequence[Example], Sequence[Example]], categories: tuple[str, ...], agents: int, config: Partition, seed: int
+) -> list[tuple[list[Example], list[Example]]]:
+    """Each agent's (train, validation) examples. Draws again until every agent has at least 8 and 1.
+
+    Raises `ConfigError` if a thousand draws did not give everyone enough.
+    """
+    for attempt in range(ATTEMPTS):
+        random = np.random.default_rng([seed, attempt])
+        matrix = shares(agents, len(categories), config, random)
+        train, validation = (_deal_pool(pool, categories, matrix, random) for pool in pools)
+        if min(map(len, train)) >= MIN_TRAIN and min(map(len, validation)) >= MIN_VALIDATION:
+            return list(zip(train, validation, strict=True))
+    raise ConfigError(
+        f"partition {config.type!r} leaves an agent with fewer than {MIN_TRAIN} training or {MIN_VALIDATION} validation "
+        f"examples in {ATTEMPTS} draws; use more examples, fewer agents or less skew"
+    )
+
+
+def shares(agents: int, categories: int, config: Partition, random: np.random.Generator) -> np.ndarray:
+    """[agents, categories], non-negative; a column sums to 1, or to less where a part of a category is left out."""
+    match config:
+        case Dirichlet(alpha=alpha):
+            return random.dirichlet(np.full(agents, alpha), size=categories).T
+        case ByCategory():
+            owners = random.permutation(categories) % agents
+            return (owners == np.arange(agents)[:, None]).astype(np.float64)
+        case Experts():
+            return _expert_shares(agents, categories, config, random)
+        case _:
+            return np.full((agents, categories), 1.0 / agents)
+
+
+def _expert_shares(agents: int, categories: int, config: Experts, random: np.random.Generator) -> np.ndarray:
+    roles, order = random.permutation(agents), random.permutation(categories)
+    matrix = np.zeros((agents, categories))
+    for place, category in enumerate(order):
+        matrix[roles[place % config.experts], category] = config.expert_share
+    novices = roles[config.experts :]
+    fields = random.permutation(categories)[np.arange(len(novices)) % categories]
+    for novice, category in zip(novices, fields, strict=True):
+        matrix[novice, category] = (1.0 - config.expert_share) / np.count_nonzero(fields == category)
+    return matrix
+
+
+def _deal_pool(
+    pool: Sequence[Example], categories: tuple[str, ...], matrix: np.ndarray, random: np.random.Generator
+) -> list[list[Example]]:
+    dealt: list[list[Example]] = [[] for _ in matrix]
+    for column, category in enumerate(categories):
+        members = [example for example in pool if example.category == category]
+        random.shuffle(members)  # pyright: ignore[reportArgumentType]
+        order = random.permutation(len(matrix))  # so that rounding favours nobody
+        bounds = np.round(np.cumsum(matrix[order, column]) * len(members)).astype(int)
+        for agent, start, end in zip(order, [0, *bounds[:-1]], bounds, strict=True):
+            dealt[agent] += members[start:end]
+    return dealt
+
+
+def skew(histograms: Sequence[Sequence[float]]) -> float:
+    """Mean total variation distance (0: all alike, 1: nothing in common) of the agents' categories from their mean."""
+    matrix = np.asarray(histograms, dtype=np.float64)
+    return float(np.abs(matrix - matrix.mean(axis=0)).sum(axis=1).mean() / 2)

@@ -1,0 +1,210 @@
+"""What may travel between agents and the coordinator, and nothing else.
+
+A payload on the wire is `b"PT" | version | kind length | kind | body`: msgpack for small values, safetensors for arrays.
+Decoding foreign bytes gives a valid payload or raises `PayloadError`, quickly and in little memory: sizes, counts, names,
+shapes, dtypes and finiteness are checked before anything is believed. Nothing is ever unpickled.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from peertune.errors import PayloadError
+
+VERSION = 1
+MAX_BYTES = 1 << 30  # of one payload; a rank-64 adapter of a 70B model is below
+MAX_HEADER_BYTES = 1 << 20  # safetensors' own limit is 100 MB, which took 600 MB of memory to refuse
+MAX_TENSORS = 8192
+MAX_DIMENSIONS = 8
+PROFILE_SIZE = 32
+PROFILE_LIMIT = 1e3
+
+Text = Annotated[str, Meta(max_length=1 << 16)]
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+_DTYPES = {"F32": np.float32, "F16": np.float16}
+
+
+class Payload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all payloads; a subclass names its `kind` and adds checks that types cannot express in `check`."""
+
+    kind: ClassVar[str]
+
+    def check(self) -> None:
+        """Raise `PayloadError` if a value is out of its bounds."""
+
+
+class Number(Payload, frozen=True):
+    """A plain argument of a call: a count, a weight."""
+
+    kind: ClassVar[str] = "number"
+    value: int | float
+
+    def check(self) -> None:
+        _finite("number", [float(self.value)], 1e18)
+
+
+class Texts(Payload, frozen=True):
+    """Prompts, or the completions that an agent wrote for them: one string an example."""
+
+    kind: ClassVar[str] = "texts"
+    items: Annotated[tuple[Text, ...], Meta(max_length=1 << 16)]
+
+
+class Profile(Payload, frozen=True):
+    """What an agent says of itself to the matchmaker: 32 bounded numbers (`peertune.profiles` names them)."""
+
+    kind: ClassVar[str] = "profile"
+    values: tuple[float, ...]
+
+    def check(self) -> None:
+        if len(self.values) != PROFILE_SIZE:
+            raise PayloadError(f"a profile has {PROFILE_SIZE} numbers, this one has {len(self.values)}")
+        _finite("profile", self.values, PROFILE_LIMIT)
+
+
+class Gain(Payload, frozen=True):
+    """What one exchange brought its receiver: validation loss (nats a token) before and after, and kilobytes pulled."""
+
+    kind: ClassVar[str] = "gain"
+    before: float
+    after: float
+    kilobytes: float
+
+    def check(self) -> None:
+        _finite("gain", (self.before, self.after, self.kilobytes), 1e9)
+        if min(self.before, self.after, self.kilobytes) < 0:
+            raise PayloadError("a gain has a negative loss or a negative size")
+
+
+class Scores(Payload, frozen=True):
+    """Grades: for each problem how many of `samples` completions were right, and named numbers beside them."""
+
+    kind: ClassVar[str] = "scores"
+    correct: Annotated[tuple[Annotated[float, Meta(ge=0)], ...], Meta(max_length=1 << 20)]
+    samples: Annotated[int, Meta(ge=1, le=10_000)]
+    metrics: Annotated[dict[Name, float], Meta(max_length=64)]
+
+    def check(self) -> None:
+        _finite("scores", self.correct, self.samples)
+        _finite("scores", self.metrics.values(), 1e9)
+
+
+class Receipt(Payload, frozen=True):
+    """The SHA-256 of a checkpoint that its agent keeps."""
+
+    kind: ClassVar[str] = "receipt"
+    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class Weights(Payload, frozen=True):
+    """An adapter: named fp32 or fp16 arrays, and the number of training examples behind it."""
+
+    kind: ClassVar[str] = "weights"
+    tensors: dict[str, np.ndarray]
+    examples: int
+
+    def check(self) -> None:
+        if not 0 <= self.examples < 1 << 53:
+            raise PayloadError(f"weights come from 0 to 2**53 examples, not {self.examples}")
+        for name, tensor in self.tensors.items():
+            if not np.isfinite(tensor).all():
+                raise PayloadError(f"tensor {name[:80]!r} holds NaN or infinity")
+
+
+PAYLOADS: dict[str, type[Payload]] = {
+    payload.kind: payload for payload in (Number, Texts, Profile, Gain, Scores, Receipt, Weights)
+}
+
+
+def encode(payload: Payload) -> bytes:
+    """The wire form of `payload`. Raises `PayloadError` if its values are out of bounds."""
+    payload.check()
+    if isinstance(payload, Weights):
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in payload.tensors.items()}
+        body = payload.examples.to_bytes(8, "little") + save_safetensors(tensors)
+    else:
+        body = msgspec.msgpack.encode(payload)
+    kind = payload.kind.encode()
+    return b"PT" + bytes([VERSION, len(kind)]) + kind + body
+
+
+def kind_of(raw: bytes) -> str:
+    """The payload kind that `raw` claims. Raises `PayloadError` if it is none of ours."""
+    if len(raw) > MAX_BYTES:
+        raise PayloadError(f"a payload has at most {MAX_BYTES} bytes, this one has {len(raw)}")
+    if len(raw) < 4 or raw[:2] != b"PT":
+        raise PayloadError("these bytes are not a peertune payload")
+    if raw[2] != VERSION:
+        raise PayloadError(f"payload version {raw[2]} is not version {VERSION}; install the same peertune on both sides")
+    kind = raw[4 : 4 + raw[3]].decode("ascii", errors="replace")
+    if kind not in PAYLOADS:
+        raise PayloadError(f"unknown payload kind {kind[:40]!r}")
+    return kind
+
+
+def decode(raw: bytes) -> Payload:
+    """The payload in `raw`. Raises `PayloadError` whatever the bytes are."""
+    kind = kind_of(raw)
+    body = raw[4 + len(kind) :]
+    payload = _decode_weights(body) if kind == Weights.kind else _decode_struct(body, PAYLOADS[kind])
+    payload.check()
+    return payload
+
+
+def _decode_struct(body: bytes, payload: type[Payload]) -> Payload:
+    try:
+        return msgspec.msgpack.decode(body, type=payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        # invalid UTF-8 and deep nesting are not MsgspecErrors; the text of the error can quote the sender's bytes
+        raise PayloadError(f"not a valid {payload.kind} payload ({type(error).__name__})") from None
+
+
+class _TensorHeader(msgspec.Struct, forbid_unknown_fields=True):
+    dtype: Literal["F32", "F16"]
+    shape: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(max_length=MAX_DIMENSIONS)]
+    data_offsets: tuple[Annotated[int, Meta(ge=0)], Annotated[int, Meta(ge=0)]]
+
+
+_HEADER = msgspec.json.Decoder(Annotated[dict[Name, _TensorHeader], Meta(max_length=MAX_TENSORS)])
+
+
+def _decode_weights(body: bytes) -> Weights:
+    if len(body) < 16:
+        raise PayloadError("weights are cut short")
+    tensors = body[8:]
+    header_size = int.from_bytes(tensors[:8], "little")
+    if header_size > min(MAX_HEADER_BYTES, len(tensors) - 8):
+        raise PayloadError(f"a tensor header has at most {MAX_HEADER_BYTES} bytes, this one claims {header_size}")
+    try:
+        header = _HEADER.decode(tensors[8 : 8 + header_size])
+        _check_offsets(header, len(tensors) - 8 - header_size)
+        arrays = load_safetensors(tensors)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, SafetensorError, ValueError) as error:
+        raise PayloadError(f"not valid weights ({type(error).__name__})") from None
+    return Weights(arrays, int.from_bytes(body[:8], "little"))
+
+
+def _check_offsets(header: dict[str, _TensorHeader], size: int) -> None:
+    """Every tensor has the bytes that its shape needs, and together they fill the buffer."""
+    total = 0
+    for name, tensor in header.items():
+        start, end = tensor.data_offsets
+        needed = math.prod(tensor.shape) * np.dtype(_DTYPES[tensor.dtype]).itemsize
+        if end - start != needed:
+            raise PayloadError(f"tensor {name[:80]!r} has {end - start} bytes, its shape needs {needed}")
+        total += needed
+    if total != size:
+        raise PayloadError(f"tensors take {total} bytes, the payload has {size}")
+
+
+def _finite(kind: str, values: Iterable[float], limit: float) -> None:
+    for value in values:
+        if not abs(value) <= limit:  # also false for NaN
+            raise PayloadError(f"{kind}: {value!r} is not a number within +-{limit:g}")

@@ -1,0 +1,89 @@
+"""What a person sees in a terminal: live progress and tables. Rich is used here and nowhere else."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from peertune.ledger import Ledger
+from peertune.report import run_tables, write_report
+
+
+class Progress:
+    """Live bars of a run: one for the rounds of each arm, one line for what happened last. Called with (event, body)."""
+
+    def __init__(self) -> None:
+        columns = TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}")
+        self._bars = Bars(*columns, console=Console(highlight=False))
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, event: str, body: dict[str, Any]) -> None:
+        handler = getattr(self, f"_on_{event}", None)
+        if handler:
+            handler(body)
+
+    def _on_agents(self, body: dict[str, Any]) -> None:
+        agents = body["agents"]
+        self._bars.console.print(f"{len(agents)} agents; the first training example of {agents[0]['name']}, «» around what carries loss:")
+        self._bars.console.print(escape(_printable(body["previews"][agents[0]["name"]])), style="dim")
+        for agent in agents:
+            if agent["truncated"]:
+                self._bars.console.print(f"{agent['name']}: {agent['truncated']} examples are longer than the context; cut from the left")
+
+    def _on_begin(self, body: dict[str, Any]) -> None:
+        arm, total = body["arm"], body["rounds"] if body["round"] else 1
+        if arm not in self._tasks:
+            self._tasks[arm] = self._bars.add_task(arm, total=total, completed=max(0, body["round"] - 1), note="")
+
+    def _on_call(self, body: dict[str, Any]) -> None:
+        self._bars.update(self._tasks[body["arm"]], note=f"{body['agent']} {body['verb']} {body['seconds']:.1f} s")
+
+    def _on_round(self, body: dict[str, Any]) -> None:
+        self._bars.update(self._tasks[body["arm"]], advance=1)
+
+    def _on_pair(self, body: dict[str, Any]) -> None:
+        predicted = "" if body["predicted"] is None else f" (expected {body['predicted']:+.3f})"
+        text = f"{body['arm']} {body['round']}: {body['source']} taught {body['receiver']}, reward {body['reward']:+.3f}{predicted}"
+        self._bars.console.print(text, style="dim")
+
+    def _on_failure(self, body: dict[str, Any]) -> None:
+        text = f"{body['arm']} {body['round']}: {body['agent']}.{body['verb']} failed: {body['cause']}"
+        self._bars.console.print(escape(_printable(text)), style="yellow")
+
+    def _on_damaged(self, body: dict[str, Any]) -> None:
+        text = f"{body['arm']}: round {body['round']} cannot be restored and is made again: {body['cause']}"
+        self._bars.console.print(escape(_printable(text)), style="yellow")
+
+
+def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """One table."""
+    table = Table(*map(escape, columns), title=escape(title), title_justify="left")
+    for row in rows:
+        table.add_row(*(escape(_printable(str(cell))) for cell in row))
+    Console(highlight=False).print(table)
+
+
+def print_run(folder: Path) -> None:
+    """The tables of a run, and where its report is."""
+    ledger = Ledger.read(folder / "ledger.sqlite")
+    for table in run_tables(ledger):
+        print_rows(table.title, table.columns, table.rows)
+    ledger.close()
+    Console(highlight=False, soft_wrap=True).print(f"report: {write_report(folder)}")
+
+
+def _printable(text: str) -> str:
+    """Foreign text without control or bidirectional characters: nothing may move the cursor or reorder a line."""
+    return "".join(char if char.isprintable() or char == "\n" else "�" for char in text)
