@@ -20,7 +20,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The mean and the worst agent; gains are over the same agents trained alone, None where that is not known."""
+    """The mean and the worst agent; gains are over the same agents trained alone, None if not known."""
 
     mean: float
     worst: float
@@ -31,8 +31,8 @@ class Summary:
 def pass_at_k(n: int, c: int, k: int) -> float:
     """The unbiased estimate, from `n` samples of which `c` are right, that one of `k` samples is right.
 
-    1 - C(n-c, k) / C(n, k), as a product (Chen et al. 2021, arXiv:2107.03374, eq. 1). Raises `ValueError` unless
-    1 <= k <= n and 0 <= c <= n.
+    1 - C(n-c, k) / C(n, k), as a product (Chen et al. 2021, arXiv:2107.03374, eq. 1).
+    Raises `ValueError` unless 1 <= k <= n and 0 <= c <= n.
     """
     if not (1 <= k <= n and 0 <= c <= n):
         raise ValueError(f"pass@k needs 1 <= k <= n and 0 <= c <= n; got n={n}, c={c}, k={k}")
@@ -44,8 +44,8 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def mean_pass_at_k(correct: Sequence[int], n: int, k: int) -> Estimate:
     """pass@k over problems: `correct[i]` of the `n` samples of problem i are right.
 
-    The standard error is that of the mean over problems, as if they were drawn at random. Raises `ValueError` if
-    there is no problem.
+    The standard error is that of the mean over problems, as if they were drawn at random.
+    Raises `ValueError` if there is no problem.
     """
     if not correct:
         raise ValueError("pass@k needs at least one problem; got none")
@@ -57,9 +57,9 @@ def mean_pass_at_k(correct: Sequence[int], n: int, k: int) -> Estimate:
 def codebleu(references: Sequence[str], texts: Sequence[str]) -> float:
     """CodeBLEU of Python `texts` against one reference each, 0..1 (Ren et al. 2020, arXiv:2009.10297).
 
-    Over the whole corpus, four parts of equal weight. The library counts a corpus without any matching data flow as
-    one with all of it, which lifts hopeless texts to 0.25; here it counts as 0. Raises `ConfigError` if it is not
-    installed, or not with a grammar that it can use.
+    Over the corpus, four parts of equal weight, by the library `codebleu`. It counts a corpus without any matching
+    data flow as if all matched: hopeless texts score 0.25.
+    Raises `ConfigError` if it is not installed, or not with a grammar that it can use.
     """
     if not texts:
         raise ValueError("CodeBLEU needs at least one text; got none")
@@ -68,12 +68,11 @@ def codebleu(references: Sequence[str], texts: Sequence[str]) -> float:
             list(references), list(texts), lang="python"
         )
     except (ImportError, TypeError) as error:
-        # A grammar that is too new for the library's tree-sitter ends in a TypeError of the binding.
+        # TypeError: the grammar is too new for the library's tree-sitter.
         raise ConfigError(
-            "CodeBLEU needs the library codebleu 0.7 and tree-sitter-python 0.21: pip install 'peertune[metrics]'"
+            "CodeBLEU needs codebleu 0.7 and tree-sitter-python 0.21: pip install 'peertune[metrics]'"
         ) from error
-    parts = ("ngram_match_score", "weighted_ngram_match_score", "syntax_match_score", "dataflow_match_score")
-    return float(np.mean([score[part] for part in parts]))
+    return float(score["codebleu"])
 
 
 def perplexity(total_nll: float, tokens: int) -> float:
@@ -85,7 +84,7 @@ def perplexity(total_nll: float, tokens: int) -> float:
 
 
 def summary(by_agent: Mapping[str, float], local: Mapping[str, float] | None = None) -> Summary:
-    """Mean and worst score over agents, and mean and worst gain over `local`, the same agents trained alone.
+    """Mean and worst score over agents, and mean and worst gain over `local`: the same agents alone.
 
     Raises `ValueError` if there is no agent or `local` lacks one.
     """

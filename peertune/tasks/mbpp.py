@@ -2,8 +2,8 @@
 
 Splits by task id, as published: 11-510 test, 511-600 validation, 601-974 train; the ten few-shot problems,
 1-10, are `transfer` (704, train, repeats 248, test). Published prompts show one assert (Fried et al. 2022,
-arXiv:2204.05999) or all three. Ours has the same form, a docstring, but shows only the function's name and the
-types of its arguments in the first assert: no value that the answer is graded on, nothing of the reference.
+arXiv:2204.05999) or all three. Ours has the same form, a docstring, but shows only the function's name and
+the types of its arguments in the first assert: no value that is graded on, nothing of the reference.
 """
 
 import ast
@@ -38,7 +38,7 @@ class MBPP(Task):
         self._sandbox, self._timeout = sandbox, timeout
         try:
             self._examples = {int(row["task_id"]): _example(row) for row in rows}
-        except (KeyError, TypeError, ValueError, SyntaxError) as error:
+        except (LookupError, TypeError, ValueError, SyntaxError) as error:
             raise ConfigError(f"{path}: not a row of MBPP ({type(error).__name__}: {error})") from error
 
     def examples(self, split: Split) -> list[Example]:
