@@ -76,13 +76,16 @@ class AgentSettings:
 class Agent:
     """One agent. Raises `ConfigError` through its model and data; verbs raise `PeertuneError`s, which stay its own."""
 
-    def __init__(self, settings: AgentSettings, lm: LanguageModel, data: AgentData, record: AgentRecord) -> None:
+    def __init__(
+        self, settings: AgentSettings, lm: LanguageModel, data: AgentData, record: AgentRecord
+    ) -> None:
         self.name = settings.name
         self._settings, self._lm, self._data = settings, lm, data
         self._release = DEFAULT_RELEASE | settings.release
         self._trainer = Trainer(lm, self.name, settings.training)
-        self._train = [self._encode(example.prompt, example.completion) for example in data.train]
-        self._validation = [self._encode(example.prompt, example.completion) for example in data.validation]
+        self._train = self._encode_examples(data.train)
+        self._validation = self._encode_examples(data.validation)
+        self._test = self._encode_examples(data.test)
         self._record = record
         self._blobs = Blobs(settings.folder / "checkpoints")
         self._entries: list[Entry] = []
@@ -133,7 +136,8 @@ class Agent:
         batches = self._cycle(taught)
         with self._undone_if_diverging():
             loss = self._mean(
-                self._step([(self._own_batch(), 1.0 - kd_weight), (next(batches), kd_weight)]) for _ in range(steps)
+                self._step([(self._own_batch(), 1.0 - kd_weight), (next(batches), kd_weight)])
+                for _ in range(steps)
             )
         gain = Gain(before, self._validation_loss(), sum(len(text.encode()) for text in answers.items) / 1000)
         self._record.learned(gain)
@@ -145,12 +149,12 @@ class Agent:
         """Complete every prompt; greedy at temperature 0."""
         self._record.given += 1
         seed = self._seed("answer", self._record.given)
-        return Texts(tuple(self._complete(prompts.items, temperature, seed)))
+        return Texts(tuple(self._generate(prompts.items, temperature, seed)))
 
     @verb
     def profile(self) -> Profile:
         """Measure the agent on its validation data and describe it in 32 numbers."""
-        texts = self._complete([example.prompt for example in self._data.validation], 0.0, seed=0)
+        texts = self._complete(self._data.validation, 0.0, seed=0)
         grades = self._data.task.grade(self._data.validation, texts)
         loss = self._validation_loss()
         self._note("validation_loss", loss)
@@ -163,9 +167,10 @@ class Agent:
         test = self._data.test
         correct = np.zeros(len(test))
         for sample in range(samples):
-            texts = self._complete([example.prompt for example in test], temperature, self._seed("grade", sample))
-            correct += self._data.task.grade(test, texts)
-        nats, tokens = self._loss([self._encode(example.prompt, example.completion) for example in test])
+            correct += self._data.task.grade(
+                test, self._complete(test, temperature, self._seed("grade", sample))
+            )
+        nats, tokens = self._loss(self._test)
         metrics = {"validation_loss": self._validation_loss(), "test_loss": nats / tokens}
         return Scores(tuple(float(count) for count in correct), samples, metrics)
 
@@ -178,7 +183,9 @@ class Agent:
     @verb
     def load(self, adapter: Weights) -> None:
         """Replace the adapter. Raises `PayloadError` if names or shapes differ from the agent's own."""
-        self._lm.load_adapter(self.name, {name: torch.from_numpy(array.copy()) for name, array in adapter.tensors.items()})
+        self._lm.load_adapter(
+            self.name, {name: torch.from_numpy(array.copy()) for name, array in adapter.tensors.items()}
+        )
 
     @verb
     def checkpoint(self, keep: Texts) -> Receipt:
@@ -204,7 +211,10 @@ class Agent:
     def _own_batch(self) -> list[Row]:
         size, count = self._settings.training.batch_size, len(self._train)
         start, self._record.cursor = self._record.cursor, self._record.cursor + size
-        return [self._train[self._order(position // count)[position % count]] for position in range(start, start + size)]
+        return [
+            self._train[self._order(position // count)[position % count]]
+            for position in range(start, start + size)
+        ]
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng(self._seed("epoch", epoch)).permutation(len(self._train))
@@ -229,7 +239,9 @@ class Agent:
         except TrainingDiverged as error:
             self._trainer.load_state(state)
             self._record = record
-            raise TrainingDiverged(f"{error}; its weights were put back to where this step of the round began") from None
+            raise TrainingDiverged(
+                f"{error}; its weights were put back to where this step of the round began"
+            ) from None
 
     def _seed(self, purpose: str, number: int) -> int:
         """A seed that depends on nothing but the run's seed, the agent, the purpose and a count."""
@@ -238,12 +250,27 @@ class Agent:
 
     # Measuring and completing.
 
-    def _complete(self, prompts: Sequence[str], temperature: float, seed: int) -> list[str]:
-        sampling = Sampling(max_new_tokens=self._settings.max_new_tokens, temperature=temperature, seed=seed)
-        return generate(self._lm, self.name, prompts, sampling)
+    def _complete(self, examples: Sequence[Example], temperature: float, seed: int) -> list[str]:
+        """One completion an example; rendered chats and plain prompts are generated apart."""
+        texts = [""] * len(examples)
+        for chat in (False, True):
+            chosen = [index for index, example in enumerate(examples) if example.chat is chat]
+            prompts = [examples[index].prompt for index in chosen]
+            for index, text in zip(chosen, self._generate(prompts, temperature, seed, chat), strict=True):
+                texts[index] = text
+        return texts
 
-    def _encode(self, prompt: str, completion: str) -> Row:
-        return encode(self._lm.tokenizer, prompt, completion, self._settings.training.max_length)
+    def _generate(
+        self, prompts: Sequence[str], temperature: float, seed: int, chat: bool = False
+    ) -> list[str]:
+        sampling = Sampling(max_new_tokens=self._settings.max_new_tokens, temperature=temperature, seed=seed)
+        return generate(self._lm, self.name, prompts, sampling, template=chat)
+
+    def _encode_examples(self, examples: Sequence[Example]) -> list[Row]:
+        return [self._encode(example.prompt, example.completion, example.chat) for example in examples]
+
+    def _encode(self, prompt: str, completion: str, chat: bool = False) -> Row:
+        return encode(self._lm.tokenizer, prompt, completion, self._settings.training.max_length, chat)
 
     def _encode_answers(self, prompts: Texts, answers: Texts) -> list[Row]:
         if len(prompts.items) != len(answers.items):

@@ -8,7 +8,15 @@ import numpy as np
 import torch
 
 from peertune.agent import Agent, AgentData, AgentSettings
-from peertune.config.schema import AgentConfig, CodeletsTask, Config, HumanEvalTask, MBPPTask, RecordsTask, TaskConfig
+from peertune.config.schema import (
+    AgentConfig,
+    CodeletsTask,
+    Config,
+    HumanEvalTask,
+    MBPPTask,
+    RecordsTask,
+    TaskConfig,
+)
 from peertune.engines.base import Resident
 from peertune.errors import ConfigError
 from peertune.lm.encode import render_example
@@ -53,7 +61,13 @@ def build_agents(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], lis
         lm = models.get(agent_config.model) or LanguageModel.load(agent_config.model, _device(config))
         models[agent_config.model] = lm
         train, validation = private.get(name) or _own_data(agent_config, lm, config.seed)
-        agent = _agent(config, agent_config, lm, AgentData(train, validation, test, task), Path(spec.folder) / "agents" / name)
+        agent = _agent(
+            config,
+            agent_config,
+            lm,
+            AgentData(train, validation, test, task),
+            Path(spec.folder) / "agents" / name,
+        )
         agents[name] = agent
         facts.append(_facts(agent, agent_config, lm, train, validation, task))
     return agents, facts
@@ -102,13 +116,17 @@ def _own_data(config: AgentConfig, lm: LanguageModel, seed: int) -> tuple[list[E
     examples = read_examples(config.data.path, lm.tokenizer)
     held_out = max(1, round(config.data.validation * len(examples)))
     if len(examples) <= held_out:
-        raise ConfigError(f"{config.data.path}: expected at least 2 examples, one to train on and one to validate, found {len(examples)}")
+        raise ConfigError(
+            f"{config.data.path}: expected at least 2 examples, one to train on and one to validate, found {len(examples)}"
+        )
     order = np.random.default_rng([seed, len(examples)]).permutation(len(examples))
     shuffled = [examples[index] for index in order]
     return shuffled[held_out:], shuffled[:held_out]
 
 
-def _agent(config: Config, agent_config: AgentConfig, lm: LanguageModel, data: AgentData, folder: Path) -> Agent:
+def _agent(
+    config: Config, agent_config: AgentConfig, lm: LanguageModel, data: AgentData, folder: Path
+) -> Agent:
     name = folder.name
     adapter = agent_config.adapter or config.adapter
     seed = int(np.random.SeedSequence([config.seed, *name.encode()]).generate_state(1)[0])
@@ -123,7 +141,9 @@ def _agent(config: Config, agent_config: AgentConfig, lm: LanguageModel, data: A
         name=name,
         seed=config.seed,
         folder=folder,
-        training=TrainingSettings(**(config.training.model_dump() | {"max_length": min(config.training.max_length, lm.max_length)})),
+        training=TrainingSettings(
+            **(config.training.model_dump() | {"max_length": min(config.training.max_length, lm.max_length)})
+        ),
         max_new_tokens=config.evaluation.max_new_tokens,
         release=agent_config.release.model_dump(),
     )
@@ -131,7 +151,12 @@ def _agent(config: Config, agent_config: AgentConfig, lm: LanguageModel, data: A
 
 
 def _facts(
-    agent: Agent, config: AgentConfig, lm: LanguageModel, train: list[Example], validation: list[Example], task: Task
+    agent: Agent,
+    config: AgentConfig,
+    lm: LanguageModel,
+    train: list[Example],
+    validation: list[Example],
+    task: Task,
 ) -> Facts:
     """What the ledger says of an agent; `preview` is shown to the agent's owner and not recorded."""
     return {
@@ -153,5 +178,7 @@ def _device(config: Config) -> str:
     if config.engine.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if config.engine.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("engine.device is 'cuda', but torch sees no CUDA device; use `device: auto` or run `peertune doctor`")
+        raise ConfigError(
+            "engine.device is 'cuda', but torch sees no CUDA device; use `device: auto` or run `peertune doctor`"
+        )
     return config.engine.device

@@ -59,19 +59,25 @@ class Experiment:
     def create(cls, folder: Path, config: Config, watch: Watch) -> "Experiment":
         """A new run. Raises `ConfigError` if the folder is taken, `StorageError` if it cannot be written."""
         if folder.exists():
-            raise ConfigError(f"the run {folder.name!r} exists; choose another --name, or continue it with `peertune resume {folder.name}`")
+            raise ConfigError(
+                f"the run {folder.name!r} exists; choose another --name, or continue it with `peertune resume {folder.name}`"
+            )
         try:
             folder.mkdir(parents=True)
             (folder / "config.json").write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
         except OSError as error:
-            raise StorageError(f"{folder}: the run cannot be created ({error.strerror}); free space or check the rights") from error
+            raise StorageError(
+                f"{folder}: the run cannot be created ({error.strerror}); free space or check the rights"
+            ) from error
         return cls(folder, config, Ledger.create(folder / "ledger.sqlite"), watch)
 
     @classmethod
     def reopen(cls, folder: Path, watch: Watch) -> "Experiment":
         """A run that was stopped. Raises `ConfigError` if there is none, or if its ledger is damaged."""
         if not folder.is_dir():
-            raise ConfigError(f"there is no run {folder.name!r} in {folder.parent}; `peertune ls` shows the runs there are")
+            raise ConfigError(
+                f"there is no run {folder.name!r} in {folder.parent}; `peertune ls` shows the runs there are"
+            )
         ledger = Ledger.open(folder / "ledger.sqlite")
         ledger.verify()
         return cls(folder, stored_config(folder), ledger, watch)
@@ -106,7 +112,9 @@ class Experiment:
         state, done = self._restore_arm(fed, arm, method)
         for t in range(done + 1, self.config.rounds + 1):
             if self.stopping:
-                raise Interrupted(f"stopped after round {t - 1} of {arm}; continue with `peertune resume {self.folder.name}`")
+                raise Interrupted(
+                    f"stopped after round {t - 1} of {arm}; continue with `peertune resume {self.folder.name}`"
+                )
             self._enter(arm, t)
             state = method.round(state, fed, t)
             self._close_phase(fed, "round")
@@ -142,9 +150,16 @@ class Experiment:
 
     def _evaluate(self, fed: Federation) -> None:
         evaluation = self.config.evaluation
-        graded = fed.gather({agent.name: agent.grade(evaluation.samples, evaluation.temperature) for agent in fed.agents})
+        graded = fed.gather(
+            {agent.name: agent.grade(evaluation.samples, evaluation.temperature) for agent in fed.agents}
+        )
         for name, scores in graded.items():
-            body = {"agent": name, "correct": list(scores.correct), "samples": scores.samples, "metrics": scores.metrics}
+            body = {
+                "agent": name,
+                "correct": list(scores.correct),
+                "samples": scores.samples,
+                "metrics": scores.metrics,
+            }
             fed.record("scores", **body)
         self._close_phase(fed, "evaluate")
 
@@ -157,7 +172,9 @@ class Experiment:
             try:
                 receipt = fed.fetch(ref)
             except AgentError as error:
-                raise StorageError(f"{error}; the last complete round is safe, continue with `peertune resume {self.folder.name}`") from None
+                raise StorageError(
+                    f"{error}; the last complete round is safe, continue with `peertune resume {self.folder.name}`"
+                ) from None
             assert isinstance(receipt, Receipt)
             digests[name] = receipt.digest
         self._close_phase(fed, "checkpoint")
@@ -186,7 +203,9 @@ class Experiment:
         if log.lost:
             last = (self._checkpoints(self._arm) or self._checkpoints(START))[-1:]
             if not last:
-                raise PeertuneError(f"{', '.join(log.lost)} ended during the warm start; see the failures above (out of memory?)")
+                raise PeertuneError(
+                    f"{', '.join(log.lost)} ended during the warm start; see the failures above (out of memory?)"
+                )
             self._restore(fed, {name: last[0].body["agents"][name] for name in log.lost})
 
     # What the ledger knows.
@@ -223,13 +242,21 @@ class Experiment:
             self._method(config).check(facts)
         self._watch("agents", {"agents": facts, "previews": previews})
         recorded = next(self._ledger.events("run"), None)
-        body = {"config": self.config.model_dump(mode="json", exclude={"engine"}), "agents": facts, "version": version()}
+        body = {
+            "config": self.config.model_dump(mode="json", exclude={"engine"}),
+            "agents": facts,
+            "version": version(),
+        }
         if recorded is None:
             self._append("init", "run", body)
             self._ledger.commit()
         elif recorded.body["agents"] != facts:
-            raise ConfigError(f"models or data of {self.folder.name!r} are not those that it began with; put them back or start a new run")
-        self._ledger.fact("session", {"machine": machine(), "engine": self.config.engine.model_dump(), "pid": os.getpid()})
+            raise ConfigError(
+                f"models or data of {self.folder.name!r} are not those that it began with; put them back or start a new run"
+            )
+        self._ledger.fact(
+            "session", {"machine": machine(), "engine": self.config.engine.model_dump(), "pid": os.getpid()}
+        )
         self._ledger.commit()
 
     # The parts.
@@ -239,7 +266,9 @@ class Experiment:
         run = Run(self.config.rounds, self.config.seed, budget, transfer_prompts(self.config))
         fields = {name: getattr(config, name) for name in type(config).model_fields if name != "type"}
         if isinstance(config, KnexaConfig):
-            fields["matchmaker"] = MATCHMAKERS[config.matchmaker.type](**config.matchmaker.model_dump(exclude={"type"}))
+            fields["matchmaker"] = MATCHMAKERS[config.matchmaker.type](
+                **config.matchmaker.model_dump(exclude={"type"})
+            )
         return METHODS[config.type](run=run, **fields)
 
     @contextmanager
@@ -261,7 +290,13 @@ class Experiment:
             engine.close()
 
     def _heard(self, ref: Ref, done: Done) -> None:
-        body = {"arm": self._arm, "round": self._round, "agent": ref.owner, "verb": ref.verb, "seconds": done.seconds[0]}
+        body = {
+            "arm": self._arm,
+            "round": self._round,
+            "agent": ref.owner,
+            "verb": ref.verb,
+            "seconds": done.seconds[0],
+        }
         self._watch("call", {**body, "failed": done.failure is not None})
 
 
@@ -293,7 +328,9 @@ def stored_config(folder: Path) -> Config:
     try:
         return Config.model_validate_json((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder / 'config.json'} cannot be read ({type(error).__name__}); this is not a complete run") from None
+        raise ConfigError(
+            f"{folder / 'config.json'} cannot be read ({type(error).__name__}); this is not a complete run"
+        ) from None
 
 
 def version() -> str:
@@ -320,7 +357,7 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ConfigError(f"the run {folder.name!r} is being worked on by another process; wait for it or stop it") from None
+            raise ConfigError(
+                f"the run {folder.name!r} is being worked on by another process; wait for it or stop it"
+            ) from None
         yield
-
-

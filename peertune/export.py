@@ -43,15 +43,21 @@ def export_adapter(folder: Path, agent: str, to: Path, arm: str | None = None) -
     difference = _compare(lm, agent, to)
     if not difference <= TOLERANCE:
         shutil.rmtree(to)
-        raise PeertuneError(f"the exported adapter does not behave like the run's (logits differ by {difference:.2g}); nothing was kept")
+        raise PeertuneError(
+            f"the exported adapter does not behave like the run's (logits differ by {difference:.2g}); nothing was kept"
+        )
     return f"OK: {agent} after {arm} is in {to}; loaded again, its logits agree within {difference:.0e} and its greedy text is the same"
 
 
 def _digest(folder: Path, config: Config, agent: str, arm: str) -> str:
     if agent not in config.agent_names():
-        raise ConfigError(f"the run {folder.name!r} has no agent {agent!r}; its agents: {', '.join(config.agent_names())}")
+        raise ConfigError(
+            f"the run {folder.name!r} has no agent {agent!r}; its agents: {', '.join(config.agent_names())}"
+        )
     if arm not in (START, *config.arms()):
-        raise ConfigError(f"the run {folder.name!r} has no arm {arm!r}; its arms: {START}, {', '.join(config.arms())}")
+        raise ConfigError(
+            f"the run {folder.name!r} has no arm {arm!r}; its arms: {START}, {', '.join(config.arms())}"
+        )
     ledger = Ledger.read(folder / "ledger.sqlite")
     checkpoints = list(ledger.events("checkpoint", arm))
     ledger.close()
@@ -64,7 +70,9 @@ def _restored(config: Config, agent_config: AgentConfig, name: str, blob: bytes)
     """The agent's model with the adapter of a checkpoint."""
     adapter = agent_config.adapter or config.adapter
     lm = LanguageModel.load(agent_config.model)
-    lm.add_adapter(name, AdapterSettings(adapter.rank, adapter.alpha, adapter.dropout, adapter.target_modules), seed=0)
+    lm.add_adapter(
+        name, AdapterSettings(adapter.rank, adapter.alpha, adapter.dropout, adapter.target_modules), seed=0
+    )
     tensors = load_safetensors(blob)
     tensors.pop("record")
     Trainer(lm, name, TrainingSettings()).load_state(tensors)
@@ -74,12 +82,17 @@ def _restored(config: Config, agent_config: AgentConfig, name: str, blob: bytes)
 def _compare(lm: LanguageModel, agent: str, folder: Path) -> float:
     """Largest difference of a logit on a fixed prompt and its greedy continuation; infinite if the texts differ."""
     with quiet():
-        base = AutoModelForCausalLM.from_pretrained(lm.source, torch_dtype=torch.float32, use_safetensors=True)
+        base = AutoModelForCausalLM.from_pretrained(
+            lm.source, torch_dtype=torch.float32, use_safetensors=True
+        )
         exported = PeftModel.from_pretrained(base, str(folder)).eval()
     ids = torch.tensor([encode_prompt(lm.tokenizer, PROBE)], device=lm.device)
     with torch.inference_mode(), lm.using(agent) as live:
         for _ in range(NEW_TOKENS):
-            ours, theirs = live(input_ids=ids).logits[0], exported(input_ids=ids.cpu()).logits[0].to(ids.device)
+            ours, theirs = (
+                live(input_ids=ids).logits[0],
+                exported(input_ids=ids.cpu()).logits[0].to(ids.device),
+            )
             if ours[-1].argmax() != theirs[-1].argmax():
                 return float("inf")
             ids = torch.cat([ids, ours[-1].argmax().view(1, 1)], dim=1)

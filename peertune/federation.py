@@ -79,7 +79,9 @@ class Federation:
     def __init__(self, engine: Engine, names: Sequence[str]) -> None:
         self._engine = engine
         self._ids = itertools.count()
-        self._log: list[Entry | int] = []  # an int stands for the rows of the call of that id, which arrive at the barrier
+        self._log: list[
+            Entry | int
+        ] = []  # an int stands for the rows of the call of that id, which arrive at the barrier
         self.agents = [AgentHandle(self, name) for name in names]
         self._by_name = {agent.name: agent for agent in self.agents}
 
@@ -95,7 +97,9 @@ class Federation:
             payload = decode(raw)
         except PayloadError as error:
             raise AgentError(ref.owner, ref.verb, f"its answer is not valid: {error}") from None
-        self.record("transfer", source=ref.owner, destination=COORDINATOR, payload=payload.kind, bytes=len(raw))
+        self.record(
+            "transfer", source=ref.owner, destination=COORDINATOR, payload=payload.kind, bytes=len(raw)
+        )
         return payload
 
     def gather(self, refs: Mapping[Key, Ref]) -> dict[Key, Any]:
@@ -132,7 +136,9 @@ class Federation:
                 continue
             payload = arg if isinstance(arg, Payload) else Number(arg)
             raw = encode(payload)
-            self.record("transfer", source=COORDINATOR, destination=name, payload=payload.kind, bytes=len(raw))
+            self.record(
+                "transfer", source=COORDINATOR, destination=name, payload=payload.kind, bytes=len(raw)
+            )
             wire.append(raw)
         self._log.append(ref.id)
         self._engine.submit(ref, wire)

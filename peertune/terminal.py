@@ -18,7 +18,13 @@ class Progress:
     """Live bars of a run: one for the rounds of each arm, one line for what happened last. Called with (event, body)."""
 
     def __init__(self) -> None:
-        columns = TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}")
+        columns = (
+            TextColumn("{task.description:<10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         self._bars = Bars(*columns, console=Console(highlight=False))
         self._tasks: dict[str, Any] = {}
 
@@ -36,19 +42,27 @@ class Progress:
 
     def _on_agents(self, body: dict[str, Any]) -> None:
         agents = body["agents"]
-        self._bars.console.print(f"{len(agents)} agents; the first training example of {agents[0]['name']}, «» around what carries loss:")
+        self._bars.console.print(
+            f"{len(agents)} agents; the first training example of {agents[0]['name']}, «» around what carries loss:"
+        )
         self._bars.console.print(escape(_printable(body["previews"][agents[0]["name"]])), style="dim")
         for agent in agents:
             if agent["truncated"]:
-                self._bars.console.print(f"{agent['name']}: {agent['truncated']} examples are longer than the context; cut from the left")
+                self._bars.console.print(
+                    f"{agent['name']}: {agent['truncated']} examples are longer than the context; cut from the left"
+                )
 
     def _on_begin(self, body: dict[str, Any]) -> None:
         arm, total = body["arm"], body["rounds"] if body["round"] else 1
         if arm not in self._tasks:
-            self._tasks[arm] = self._bars.add_task(arm, total=total, completed=max(0, body["round"] - 1), note="")
+            self._tasks[arm] = self._bars.add_task(
+                arm, total=total, completed=max(0, body["round"] - 1), note=""
+            )
 
     def _on_call(self, body: dict[str, Any]) -> None:
-        self._bars.update(self._tasks[body["arm"]], note=f"{body['agent']} {body['verb']} {body['seconds']:.1f} s")
+        self._bars.update(
+            self._tasks[body["arm"]], note=f"{body['agent']} {body['verb']} {body['seconds']:.1f} s"
+        )
 
     def _on_round(self, body: dict[str, Any]) -> None:
         self._bars.update(self._tasks[body["arm"]], advance=1)

@@ -8,17 +8,21 @@ seeded: the same command on the same machine, torch and transformers gives the s
 """
 
 import argparse
+import hashlib
 import json
+import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     BloomConfig,
     GenerationConfig,
     GPT2Config,
@@ -30,7 +34,9 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from peertune.tasks.codelets.corpus import documents
+from peertune.tasks.codelets import Codelets
+from peertune.tasks.codelets.corpus import documents, spelled_out
+from peertune.tasks.sandbox import Sandbox
 
 EOS, PAD = "<|eos|>", "<|pad|>"
 CONTEXT, ROW, BATCH, STEPS = 192, 128, 8, 2000
@@ -206,6 +212,45 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
     tokenizer.save_pretrained(folder)
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    for file in folder.iterdir():
+        file.chmod(0o644)
+
+
+def record_hashes(folder: Path) -> None:
+    """Enter the SHA-256 of each file of `folder` in HASHES.json beside it."""
+    file = folder.parent / "HASHES.json"
+    hashes = json.loads(file.read_text()) if file.exists() else {}
+    for path in folder.iterdir():
+        hashes[f"{folder.name}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    file.write_text(json.dumps(hashes, indent=2, sort_keys=True) + "\n")
+
+
+@torch.no_grad()
+def complete(folder: Path, prompts: list[str]) -> list[str]:
+    """Greedy completions by the model in `folder`."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    batch = tokenizer([EOS + prompt for prompt in prompts], padding=True, return_tensors="pt")
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=48, do_sample=False)
+    return tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+
+
+def copied(folder: Path) -> float:
+    """How often an expression that the docstring spells out is repeated: share of 240 documents."""
+    parts = [spelled_out(random.Random(f"copy|{i}")).rpartition('"""') for i in range(240)]
+    texts = complete(folder, [head + quotes for head, quotes, _ in parts])
+    right = [text.strip() == body.strip() for text, (_, _, body) in zip(texts, parts, strict=True)]
+    return sum(right) / len(right)
+
+
+def solved(folder: Path) -> float:
+    """Pass@1 on 240 codelets test problems, of whose docstrings the model has seen none."""
+    with Sandbox() as sandbox:
+        task = Codelets(0, train=0, validation=0, transfer=0, probe=0, test=240, sandbox=sandbox)
+        examples = task.examples("test")
+        grades = task.grade(examples, complete(folder, [example.prompt for example in examples]))
+    return sum(grades) / len(grades)
 
 
 def main() -> None:
@@ -213,6 +258,7 @@ def main() -> None:
     parser.add_argument("family", choices=FAMILIES)
     parser.add_argument("--out", type=Path, help="folder to write; default peertune/models/FAMILY")
     arguments = parser.parse_args()
+    folder = arguments.out or Path(__file__).parents[1] / "peertune" / "models" / arguments.family
     family = FAMILIES[arguments.family]
     torch.set_num_threads(1)
     torch.manual_seed(family.seed)
@@ -224,8 +270,10 @@ def main() -> None:
     model.eval()
     with torch.no_grad():
         held_out = loss_on(model, pack(tokenizer, documents(7, 2000)))
-    print(f"held-out loss {held_out:.4f} nats a token", flush=True)
-    save(model, tokenizer, arguments.out or Path("peertune/models") / arguments.family)
+    save(model, tokenizer, folder)
+    record_hashes(folder)
+    print(f"held-out loss {held_out:.4f} nats a token")
+    print(f"expressions copied {copied(folder):.3f}, codelets solved {solved(folder):.4f}")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ def test_there_are_five_templates_in_each_of_twelve_categories():
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10**6), st.lists(st.integers(0, 30), min_size=5, max_size=5))
 def test_sizes_are_exact_and_spread_over_the_categories(seed: int, sizes: list[int]):
-    task = Codelets(seed, *sizes)
+    train, validation, transfer, probe, test = sizes
+    task = Codelets(seed, train, validation, transfer, probe, test)
     for split, size in zip(("train", "validation", "transfer", "probe", "test"), sizes, strict=True):
         examples = task.examples(split)
         counts = Counter(example.category for example in examples)

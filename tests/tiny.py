@@ -6,6 +6,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from peertune.lm.model import LanguageModel
+from peertune.lm.quiet import quiet
+
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox", "bloom", "opt")
 TEXTS = (
     "def add(a, b):\n    return a + b\n",
@@ -63,6 +66,14 @@ def make_tiny_model(folder: Path, family: str, seed: int = 0) -> Path:
         ) in model.parameters():  # larger than the usual 0.02: greedy text then differs between prompts
             if parameter.ndim == 2:
                 torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
+
+
+def randomise_adapter(lm: LanguageModel, name: str, seed: int = 0) -> None:
+    """A new adapter changes nothing (B = 0); give it random tensors so that it does."""
+    generator = torch.Generator().manual_seed(seed)
+    state = lm.adapter_state(name)
+    lm.load_adapter(name, {key: torch.randn(value.shape, generator=generator) * 0.2 for key, value in state.items()})

@@ -113,11 +113,15 @@ class Host:
             failure = AgentError(ref.owner, ref.verb, str(error))
         except Exception as error:  # the agent's own text may be private: it stays in the agent's log
             _write_traceback(agent)
-            failure = AgentError(ref.owner, ref.verb, f"{type(error).__name__} (details in the agent's own log)")
+            failure = AgentError(
+                ref.owner, ref.verb, f"{type(error).__name__} (details in the agent's own log)"
+            )
         rows += agent.take_entries()
         if failure:
             self._answers[ref.id] = failure
-            rows.append(Entry("failure", {"agent": failure.agent, "verb": failure.verb, "cause": failure.cause}))
+            rows.append(
+                Entry("failure", {"agent": failure.agent, "verb": failure.verb, "cause": failure.cause})
+            )
         return rows, failure
 
     def release(self, ref: Ref, caller: str) -> bytes:
@@ -129,7 +133,9 @@ class Host:
             raise answer
         if answer and not self.agents[ref.owner].may_pull(kind_of(answer), caller):
             raise AgentError(
-                ref.owner, ref.verb, f"{ref.owner} does not release {kind_of(answer)} to {caller}; see `release` in its configuration"
+                ref.owner,
+                ref.verb,
+                f"{ref.owner} does not release {kind_of(answer)} to {caller}; see `release` in its configuration",
             )
         return answer
 
@@ -146,10 +152,17 @@ class Host:
         try:
             payload = decode(raw)
         except PayloadError as error:
-            raise AgentError(source or "coordinator", arg.ref.verb if arg.ref else ref.verb, f"its answer is not valid: {error}") from None
+            raise AgentError(
+                source or "coordinator",
+                arg.ref.verb if arg.ref else ref.verb,
+                f"its answer is not valid: {error}",
+            ) from None
         if source and source != ref.owner:
             rows.append(
-                Entry("transfer", {"source": source, "destination": ref.owner, "payload": payload.kind, "bytes": len(raw)})
+                Entry(
+                    "transfer",
+                    {"source": source, "destination": ref.owner, "payload": payload.kind, "bytes": len(raw)},
+                )
             )
         return payload
 

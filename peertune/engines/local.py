@@ -19,7 +19,20 @@ from typing import Any
 import msgspec
 
 from peertune.engines.base import Argument, Barrier, Engine, Ref, Entry
-from peertune.engines.worker import Call, Clear, Done, Message, Refused, Release, Reply, Server, Start, Started, Value, Withheld
+from peertune.engines.worker import (
+    Call,
+    Clear,
+    Done,
+    Message,
+    Refused,
+    Release,
+    Reply,
+    Server,
+    Start,
+    Started,
+    Value,
+    Withheld,
+)
 from peertune.errors import AgentError, ConfigError, PeertuneError
 from peertune.ledger import COORDINATOR
 
@@ -35,7 +48,13 @@ class Process:
             [sys.executable, "-m", "peertune.engines.worker", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", **environment},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "OMP_WAIT_POLICY": "PASSIVE",
+                "TOKENIZERS_PARALLELISM": "false",
+                **environment,
+            },
         )
         theirs.close()
         self.connection = Connection(ours.detach())
@@ -94,7 +113,9 @@ class _Round:
     queues: dict[str, deque[tuple[Ref, list[bytes | Ref]]]]
     done: dict[int, Ref] = field(default_factory=dict)
     failures: dict[int, AgentError] = field(default_factory=dict)
-    refused: dict[int, AgentError] = field(default_factory=dict)  # answers that their owner keeps from the coordinator
+    refused: dict[int, AgentError] = field(
+        default_factory=dict
+    )  # answers that their owner keeps from the coordinator
     pulled: dict[tuple[int, str], bytes] = field(default_factory=dict)
     rows: dict[int, list[Entry]] = field(default_factory=dict)
     timings: list[Entry] = field(default_factory=list)
@@ -115,7 +136,13 @@ class LocalEngine(Engine):
         environments: Sequence[dict[str, str]] = (),
         listener: Listener = lambda ref, done: None,
     ) -> None:
-        self._builder, self._spec, self._inline, self._deadline, self._listener = builder, spec, inline, deadline, listener
+        self._builder, self._spec, self._inline, self._deadline, self._listener = (
+            builder,
+            spec,
+            inline,
+            deadline,
+            listener,
+        )
         envs = environments or [{} for _ in groups]
         self._seats = [_Seat(list(names), env) for names, env in zip(groups, envs, strict=True)]
         self._seat_of = {name: seat for seat in self._seats for name in seat.names}
@@ -169,9 +196,15 @@ class LocalEngine(Engine):
             try:
                 reply = seat.worker.receive()
             except EOFError:
-                raise PeertuneError(f"the process of {', '.join(seat.names)} ended while it loaded its models (out of memory?)") from None
+                raise PeertuneError(
+                    f"the process of {', '.join(seat.names)} ended while it loaded its models (out of memory?)"
+                ) from None
             if isinstance(reply, Refused):
-                raise ConfigError(reply.message) if reply.exit_code == ConfigError.exit_code else PeertuneError(reply.message)
+                raise (
+                    ConfigError(reply.message)
+                    if reply.exit_code == ConfigError.exit_code
+                    else PeertuneError(reply.message)
+                )
             assert isinstance(reply, Started)
             facts += reply.facts
         return facts
@@ -186,7 +219,9 @@ class LocalEngine(Engine):
         busy = [seat for seat in self._seats if seat.job]
         if not busy:
             if wanted and not any(self._round.queues.values()):
-                self._round.failures[wanted.id] = AgentError(wanted.owner, wanted.verb, "its answer was dropped when the round ended")
+                self._round.failures[wanted.id] = AgentError(
+                    wanted.owner, wanted.verb, "its answer was dropped when the round ended"
+                )
             return
         for seat in self._wait(busy):
             self._receive(seat)
@@ -218,11 +253,18 @@ class LocalEngine(Engine):
         for name, queue in state.queues.items():
             if queue:
                 for arg in queue[0][1]:
-                    if isinstance(arg, Ref) and self._seat_of[arg.owner] is seat and self._seat_of[name] is not seat and self._held(arg, name):
+                    if (
+                        isinstance(arg, Ref)
+                        and self._seat_of[arg.owner] is seat
+                        and self._seat_of[name] is not seat
+                        and self._held(arg, name)
+                    ):
                         return Release(arg, name)
         if wanted and self._seat_of[wanted.owner] is seat and self._held(wanted, COORDINATOR):
             return Release(wanted, COORDINATOR)
-        heads = sorted((state.queues[name][0] for name in seat.names if state.queues[name]), key=lambda head: head[0].id)
+        heads = sorted(
+            (state.queues[name][0] for name in seat.names if state.queues[name]), key=lambda head: head[0].id
+        )
         for ref, args in heads:
             if all(self._ready(seat, ref.owner, arg) for arg in args):
                 state.queues[ref.owner].popleft()
@@ -267,7 +309,9 @@ class LocalEngine(Engine):
         if done.failure:
             state.failures[ref.id] = AgentError(*done.failure)
         wall, cpu = done.seconds
-        state.timings.append(Entry("metric", {"agent": ref.owner, "verb": ref.verb, "seconds": wall, "cpu_seconds": cpu}))
+        state.timings.append(
+            Entry("metric", {"agent": ref.owner, "verb": ref.verb, "seconds": wall, "cpu_seconds": cpu})
+        )
         self._listener(ref, done)
 
     def _withhold(self, ref: Ref, caller: str, error: AgentError) -> None:
@@ -281,14 +325,20 @@ class LocalEngine(Engine):
     def _fail(self, call: Ref, error: AgentError) -> None:
         self._round.failures[call.id] = error
         self._round.done[call.id] = call
-        self._round.rows[call.id] = [Entry("failure", {"agent": error.agent, "verb": error.verb, "cause": error.cause})]
+        self._round.rows[call.id] = [
+            Entry("failure", {"agent": error.agent, "verb": error.verb, "cause": error.cause})
+        ]
 
     def _fail_unreachable(self) -> None:
         """Calls whose argument failed, or whose agent is gone, fail without being run."""
         for name, queue in self._round.queues.items():
             while queue:
                 call, args = queue[0]
-                missing = [arg.id for arg in args if isinstance(arg, Ref) and (arg.id, name) not in self._round.pulled]
+                missing = [
+                    arg.id
+                    for arg in args
+                    if isinstance(arg, Ref) and (arg.id, name) not in self._round.pulled
+                ]
                 failed = [self._round.failures[id] for id in missing if id in self._round.failures]
                 if self._seat_of[name].worker is None:
                     failed = [AgentError(name, call.verb, "its process was lost earlier in this round")]
@@ -308,4 +358,6 @@ class LocalEngine(Engine):
             self._fail(job.ref, AgentError(job.ref.owner, job.ref.verb, cause))
         for ref in self._round.done.values():
             if ref.owner in seat.names:
-                self._round.failures.setdefault(ref.id, AgentError(ref.owner, ref.verb, "its answer was lost with its process"))
+                self._round.failures.setdefault(
+                    ref.id, AgentError(ref.owner, ref.verb, "its answer was lost with its process")
+                )

@@ -35,9 +35,13 @@ class Knexa(Method):
 
     def check(self, agents: Sequence[Mapping[str, Any]]) -> None:
         if len(agents) < 2:
-            raise MethodError(f"knexa pairs agents and needs at least 2, found {len(agents)}; add agents or use `method: local`")
+            raise MethodError(
+                f"knexa pairs agents and needs at least 2, found {len(agents)}; add agents or use `method: local`"
+            )
         if not self.run.transfer:
-            raise MethodError("knexa needs public prompts that agents answer for each other; set `transfer` of the task")
+            raise MethodError(
+                "knexa needs public prompts that agents answer for each other; set `transfer` of the task"
+            )
 
     def init(self, fed: Federation) -> State:
         return self.matchmaker.init(self.run.seed)
@@ -58,7 +62,9 @@ class Knexa(Method):
     def _exchange(self, fed: Federation, pair: Pair, prompts: Texts, t: int) -> Ref:
         """Source answers, receiver learns: the text never passes the coordinator."""
         answers = fed[pair.source].answer(prompts, self.temperature)
-        return fed[pair.receiver].learn(prompts, answers, self._kd_weight_at(t), self.run.budget.exchange_steps)
+        return fed[pair.receiver].learn(
+            prompts, answers, self._kd_weight_at(t), self.run.budget.exchange_steps
+        )
 
     def _kd_weight_at(self, t: int) -> float:
         first, last = self.kd_weight

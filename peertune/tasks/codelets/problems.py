@@ -52,14 +52,11 @@ def problem(
 
     The prompt is not among `taken`, unless that could not be had in `_TRIES` draws.
     """
-    for _ in range(_TRIES):
-        names = rng.sample(ARGUMENT_NAMES[template.kinds[0]], len(template.kinds))
-        function = rng.choice(FUNCTION_NAMES)
-        fields = dict(zip("ab", names, strict=False)) | dict(constants)
-        docstring = rng.choice(template.phrasings).format(**fields)
-        prompt = f'def {function}({", ".join(names)}):\n    """{docstring}"""'
-        if prompt not in taken:
-            break
+    function, fields, prompt = _wording(template, constants, rng)
+    tries = 1
+    while prompt in taken and tries < _TRIES:
+        function, fields, prompt = _wording(template, constants, rng)
+        tries += 1
     return Example(
         prompt=prompt,
         completion=f"\n    return {template.expression.format(**fields)}\n",
@@ -67,6 +64,17 @@ def problem(
         tests=_tests(template, constants, function, rng),
         key=" ".join([template.key, *(f"{slot}={value}" for slot, value in constants.items())]),
     )
+
+
+def _wording(
+    template: Template, constants: Mapping[str, Constant], rng: random.Random
+) -> tuple[str, dict[str, Constant], str]:
+    """The function's name, what stands for the template's fields, and the prompt."""
+    names = rng.sample(ARGUMENT_NAMES[template.kinds[0]], len(template.kinds))
+    function = rng.choice(FUNCTION_NAMES)
+    fields = dict(zip("ab", names, strict=False)) | dict(constants)
+    docstring = rng.choice(template.phrasings).format(**fields)
+    return function, fields, f'def {function}({", ".join(names)}):\n    """{docstring}"""'
 
 
 def wrong_expressions(template: Template, constants: Mapping[str, Constant]) -> list[str]:
