@@ -1,7 +1,9 @@
 """An agent: one organisation's model, adapter, data and rules.
 
-Its verbs are all that can be called from outside; payloads come in, payloads go out. It never knows which method is running.
-The maths is in `lm`; an agent decides what is trained on what, remembers what its profile needs, and keeps its own state.
+Its verbs are all that can be called from outside; payloads come in, payloads go out. It never knows which method
+is running.
+The maths is in `lm`; an agent decides what is trained on what, remembers what its profile needs, and keeps its own
+state.
 """
 
 import math
@@ -76,9 +78,7 @@ class AgentSettings:
 class Agent:
     """One agent. Raises `ConfigError` through its model and data; verbs raise `PeertuneError`s, which stay its own."""
 
-    def __init__(
-        self, settings: AgentSettings, lm: LanguageModel, data: AgentData, record: AgentRecord
-    ) -> None:
+    def __init__(self, settings: AgentSettings, lm: LanguageModel, data: AgentData, record: AgentRecord) -> None:
         self.name = settings.name
         self._settings, self._lm, self._data = settings, lm, data
         self._release = DEFAULT_RELEASE | settings.release
@@ -130,14 +130,15 @@ class Agent:
 
     @verb
     def learn(self, prompts: Texts, answers: Texts, kd_weight: float, steps: int) -> Gain:
-        """KNEXA-FL Eq. 2: (1 - w) * own cross-entropy + w * cross-entropy of the teacher's text, mixed in every step."""
+        """KNEXA-FL Eq. 2: (1 - w) * own cross-entropy + w * cross-entropy of the teacher's text, mixed in every
+        step.
+        """
         taught = self._encode_answers(prompts, answers)
         before = self._validation_loss()
         batches = self._cycle(taught)
         with self._undone_if_diverging():
             loss = self._mean(
-                self._step([(self._own_batch(), 1.0 - kd_weight), (next(batches), kd_weight)])
-                for _ in range(steps)
+                self._step([(self._own_batch(), 1.0 - kd_weight), (next(batches), kd_weight)]) for _ in range(steps)
             )
         gain = Gain(before, self._validation_loss(), sum(len(text.encode()) for text in answers.items) / 1000)
         self._record.learned(gain)
@@ -167,9 +168,7 @@ class Agent:
         test = self._data.test
         correct = np.zeros(len(test))
         for sample in range(samples):
-            correct += self._data.task.grade(
-                test, self._complete(test, temperature, self._seed("grade", sample))
-            )
+            correct += self._data.task.grade(test, self._complete(test, temperature, self._seed("grade", sample)))
         nats, tokens = self._loss(self._test)
         metrics = {"validation_loss": self._validation_loss(), "test_loss": nats / tokens}
         return Scores(tuple(float(count) for count in correct), samples, metrics)
@@ -212,8 +211,7 @@ class Agent:
         size, count = self._settings.training.batch_size, len(self._train)
         start, self._record.cursor = self._record.cursor, self._record.cursor + size
         return [
-            self._train[self._order(position // count)[position % count]]
-            for position in range(start, start + size)
+            self._train[self._order(position // count)[position % count]] for position in range(start, start + size)
         ]
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -260,9 +258,7 @@ class Agent:
                 texts[index] = text
         return texts
 
-    def _generate(
-        self, prompts: Sequence[str], temperature: float, seed: int, chat: bool = False
-    ) -> list[str]:
+    def _generate(self, prompts: Sequence[str], temperature: float, seed: int, chat: bool = False) -> list[str]:
         sampling = Sampling(max_new_tokens=self._settings.max_new_tokens, temperature=temperature, seed=seed)
         return generate(self._lm, self.name, prompts, sampling, template=chat)
 

@@ -117,16 +117,15 @@ def _own_data(config: AgentConfig, lm: LanguageModel, seed: int) -> tuple[list[E
     held_out = max(1, round(config.data.validation * len(examples)))
     if len(examples) <= held_out:
         raise ConfigError(
-            f"{config.data.path}: expected at least 2 examples, one to train on and one to validate, found {len(examples)}"
+            f"{config.data.path}: expected at least 2 examples, one to train on and one to validate, "
+            f"found {len(examples)}"
         )
     order = np.random.default_rng([seed, len(examples)]).permutation(len(examples))
     shuffled = [examples[index] for index in order]
     return shuffled[held_out:], shuffled[:held_out]
 
 
-def _agent(
-    config: Config, agent_config: AgentConfig, lm: LanguageModel, data: AgentData, folder: Path
-) -> Agent:
+def _agent(config: Config, agent_config: AgentConfig, lm: LanguageModel, data: AgentData, folder: Path) -> Agent:
     name = folder.name
     adapter = agent_config.adapter or config.adapter
     seed = int(np.random.SeedSequence([config.seed, *name.encode()]).generate_state(1)[0])

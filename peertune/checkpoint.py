@@ -1,7 +1,7 @@
 """Content-addressed files: what an agent or the coordinator must find again after a crash.
 
-A blob is written to a temporary file, synced, renamed to its SHA-256 and its folder synced, *before* the ledger row that
-names it is committed. So whatever moment a machine stops at, the last committed row names complete files.
+A blob is written to a temporary file, synced, renamed to its SHA-256 and its folder synced, *before* the ledger
+row that names it is committed. So whatever moment a machine stops at, the last committed row names complete files.
 """
 
 import hashlib
@@ -31,7 +31,8 @@ class Blobs:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise StorageError(
-                f"{self.folder}: a checkpoint of {len(raw):,} bytes was not written ({error.strerror}); free space or check the rights"
+                f"{self.folder}: a checkpoint of {len(raw):,} bytes was not written ({error.strerror}); "
+                f"free space or check the rights"
             ) from error
         return digest
 

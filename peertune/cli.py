@@ -24,7 +24,10 @@ app = typer.Typer(
 Source = Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled recipe (`peertune ls`).")]
 Name = Annotated[str, typer.Argument(help="The name of a run (`peertune ls`).")]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.", envvar="PEERTUNE_RUNS")]
-Set = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Replace one value of the configuration; repeatable.")]
+Set = Annotated[
+    list[str],
+    typer.Option("--set", metavar="A.B=C", help="Replace one value of the configuration; repeatable."),
+]
 
 
 def main() -> None:
@@ -66,7 +69,7 @@ def list_everything(runs: Runs = Path("runs")) -> None:
 
 
 @app.command()
-def validate(file: Source, set: Set = []) -> None:  # noqa: A002, B006
+def validate(file: Source, set: Set = []) -> None:  # noqa: B006
     """Check a configuration without loading a model: offline, in under two seconds."""
     from peertune.config import read_config, resolve_recipe
     from peertune.lm.source import resolve
@@ -93,17 +96,20 @@ def doctor() -> None:
 @app.command()
 def run(
     file: Source,
-    name: Annotated[str | None, typer.Option(help="Name of the run; the recipe's name and a number by default.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run; the recipe's name and a number by default.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Replaces the configuration's seed.")] = None,
-    set: Set = [],  # noqa: A002, B006
+    set: Set = [],  # noqa: B006
     runs: Runs = Path("runs"),
 ) -> None:
     """Run a configuration from start to end: baselines, method, report."""
     from peertune.config import read_config, resolve_recipe
+    from peertune.runs import free_name
 
     path = resolve_recipe(file)
     config = read_config(path, [*set, *([f"seed={seed}"] if seed is not None else [])])
-    folder = runs / name if name else _free_name(runs, path.stem)
+    folder = runs / name if name else free_name(runs, path.stem)
 
     from peertune.experiment import Experiment
 
@@ -123,9 +129,10 @@ def resume(name: Name, runs: Runs = Path("runs")) -> None:
 @app.command()
 def show(name: Name, runs: Runs = Path("runs")) -> None:
     """Print the tables of a run and write its report."""
+    from peertune.runs import existing_run
     from peertune.terminal import print_run
 
-    print_run(_existing(runs, name))
+    print_run(existing_run(runs, name))
 
 
 @app.command()
@@ -137,22 +144,13 @@ def export(
     runs: Runs = Path("runs"),
 ) -> None:
     """Write an agent's adapter as a PEFT folder, load it again and compare it with the run's before saying OK."""
-    from peertune.export import export_adapter
+    from peertune.runs import existing_run
 
-    typer.echo(export_adapter(_existing(runs, name), agent, to, arm))
+    folder = existing_run(runs, name)
 
+    from peertune.export import export_adapter  # after the cheap checks: this imports torch
 
-def _existing(runs: Path, name: str) -> Path:
-    if not (runs / name / "ledger.sqlite").is_file():
-        raise ConfigError(f"there is no run {name!r} in {runs}; `peertune ls` shows the runs there are")
-    return runs / name
-
-
-def _free_name(runs: Path, stem: str) -> Path:
-    number = 1
-    while (runs / f"{stem}-{number}").exists():
-        number += 1
-    return runs / f"{stem}-{number}"
+    typer.echo(export_adapter(folder, agent, to, arm))
 
 
 @contextmanager
@@ -175,7 +173,9 @@ def _finish(experiment: Any) -> None:
         if experiment.stopping:
             os._exit(130)
         experiment.request_stop()
-        message = f"finishing this round; press Ctrl-C again to stop at once, then `peertune resume {experiment.folder.name}`"
+        message = (
+            f"finishing this round; press Ctrl-C again to stop at once, then `peertune resume {experiment.folder.name}`"
+        )
         print(message, file=sys.stderr, flush=True)  # noqa: T201
 
     signal.signal(signal.SIGINT, interrupt)

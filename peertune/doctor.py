@@ -39,7 +39,10 @@ def _torch() -> Check:
         import transformers
     except ImportError as error:
         return Check("PyTorch", f"not importable ({error.name})", "install the package again: pip install peertune")
-    return Check("PyTorch", f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}")
+    return Check(
+        "PyTorch",
+        f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}",
+    )
 
 
 def _device() -> Check:
@@ -68,7 +71,11 @@ def _sandbox() -> Check:
 
 def _disk() -> Check:
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    return Check("Disk here", f"{free:.1f} GB free", "free some space, or use --runs elsewhere" if free < MIN_DISK_GB else "")
+    return Check(
+        "Disk here",
+        f"{free:.1f} GB free",
+        "free some space, or use --runs elsewhere" if free < MIN_DISK_GB else "",
+    )
 
 
 def _sqlite() -> Check:

@@ -57,8 +57,8 @@ def mean_pass_at_k(correct: Sequence[int], n: int, k: int) -> Estimate:
 def codebleu(references: Sequence[str], texts: Sequence[str]) -> float:
     """CodeBLEU of Python `texts` against one reference each, 0..1 (Ren et al. 2020, arXiv:2009.10297).
 
-    Over the corpus, four parts of equal weight, by the library `codebleu`. It counts a corpus without any matching
-    data flow as if all matched: hopeless texts score 0.25.
+    Over the corpus, four parts of equal weight, by the library `codebleu`. It counts a corpus without
+    matching data flow as if all matched: hopeless texts score 0.25.
     Raises `ConfigError` if it is not installed, or not with a grammar that it can use.
     """
     if not texts:

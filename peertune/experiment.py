@@ -1,15 +1,12 @@
 """A run: build the agents, loop over rounds, checkpoint, evaluate. The only loop over rounds there is.
 
-The baselines and the method are *arms*: each starts from the same agents after the same warm start. All events of a round
-are committed together with its checkpoint, so a run that was stopped at any moment goes on from its last whole round and
-ends as if it had never been stopped.
+The baselines and the method are *arms*: each starts from the same agents after the same warm start. All events of
+a round are committed together with its checkpoint, so a run that was stopped at any moment goes on from its last whole
+round and ends as if it had never been stopped.
 """
 
-import fcntl
 import importlib.metadata
 import os
-import platform
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,10 +26,12 @@ from peertune.engines.worker import Done
 from peertune.errors import AgentError, ConfigError, PeertuneError, StorageError
 from peertune.federation import Federation
 from peertune.ledger import Event, Ledger
+from peertune.machine import machine, seating
 from peertune.matchmakers import MATCHMAKERS
 from peertune.methods import METHODS, Budget, Method, Run
 from peertune.methods.base import State
 from peertune.payloads import Receipt, Texts
+from peertune.runs import LEDGER, create_run, existing_run, locked, stored_config
 
 START = "start"  # the arm of the warm start, which all others begin from
 BUILDER = "peertune.assemble:build_agents"
@@ -58,27 +57,12 @@ class Experiment:
     @classmethod
     def create(cls, folder: Path, config: Config, watch: Watch) -> "Experiment":
         """A new run. Raises `ConfigError` if the folder is taken, `StorageError` if it cannot be written."""
-        if folder.exists():
-            raise ConfigError(
-                f"the run {folder.name!r} exists; choose another --name, or continue it with `peertune resume {folder.name}`"
-            )
-        try:
-            folder.mkdir(parents=True)
-            (folder / "config.json").write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(
-                f"{folder}: the run cannot be created ({error.strerror}); free space or check the rights"
-            ) from error
-        return cls(folder, config, Ledger.create(folder / "ledger.sqlite"), watch)
+        return cls(folder, config, create_run(folder, config), watch)
 
     @classmethod
     def reopen(cls, folder: Path, watch: Watch) -> "Experiment":
         """A run that was stopped. Raises `ConfigError` if there is none, or if its ledger is damaged."""
-        if not folder.is_dir():
-            raise ConfigError(
-                f"there is no run {folder.name!r} in {folder.parent}; `peertune ls` shows the runs there are"
-            )
-        ledger = Ledger.open(folder / "ledger.sqlite")
+        ledger = Ledger.open(existing_run(folder.parent, folder.name) / LEDGER)
         ledger.verify()
         return cls(folder, stored_config(folder), ledger, watch)
 
@@ -88,7 +72,7 @@ class Experiment:
 
     def run(self) -> None:
         """Run every arm from where the ledger says it stands. Raises `Interrupted` after a requested stop."""
-        with _locked(self.folder), self._engine() as engine:
+        with locked(self.folder), self._engine() as engine:
             self._describe(engine)
             federation = Federation(engine, self.config.agent_names())
             if not self._done(START):
@@ -121,7 +105,9 @@ class Experiment:
             self._complete_round(fed, state, last=t == self.config.rounds)
 
     def _restore_arm(self, fed: Federation, arm: str, method: Method) -> tuple[State, int]:
-        """Put every agent back to the arm's last checkpoint, or to the start; the method's state and the round it had."""
+        """Put every agent back to the arm's last checkpoint, or to the start; the method's state and the round it
+        had.
+        """
         stored = self._checkpoints(arm)
         before_arm = next(self._ledger.events(arm=arm)).seq - 1 if stored else 0
         while stored:
@@ -235,7 +221,9 @@ class Experiment:
         return kept
 
     def _describe(self, engine: LocalEngine) -> None:
-        """The run's first event: configuration and agents, by hash. Machine and previews stand beside or are only shown."""
+        """The run's first event: configuration and agents, by hash. Machine and previews stand beside or are only
+        shown.
+        """
         previews = {facts["name"]: facts.pop("preview", "") for facts in engine.facts}
         facts = sorted(engine.facts, key=lambda facts: self.config.agent_names().index(facts["name"]))
         for config in self.config.arms().values():
@@ -245,14 +233,15 @@ class Experiment:
         body = {
             "config": self.config.model_dump(mode="json", exclude={"engine"}),
             "agents": facts,
-            "version": version(),
+            "version": importlib.metadata.version("peertune"),
         }
         if recorded is None:
             self._append("init", "run", body)
             self._ledger.commit()
         elif recorded.body["agents"] != facts:
             raise ConfigError(
-                f"models or data of {self.folder.name!r} are not those that it began with; put them back or start a new run"
+                f"models or data of {self.folder.name!r} are not those that it began with; put them back "
+                f"or start a new run"
             )
         self._ledger.fact(
             "session", {"machine": machine(), "engine": self.config.engine.model_dump(), "pid": os.getpid()}
@@ -266,9 +255,7 @@ class Experiment:
         run = Run(self.config.rounds, self.config.seed, budget, transfer_prompts(self.config))
         fields = {name: getattr(config, name) for name in type(config).model_fields if name != "type"}
         if isinstance(config, KnexaConfig):
-            fields["matchmaker"] = MATCHMAKERS[config.matchmaker.type](
-                **config.matchmaker.model_dump(exclude={"type"})
-            )
+            fields["matchmaker"] = MATCHMAKERS[config.matchmaker.type](**config.matchmaker.model_dump(exclude={"type"}))
         return METHODS[config.type](run=run, **fields)
 
     @contextmanager
@@ -298,66 +285,3 @@ class Experiment:
             "seconds": done.seconds[0],
         }
         self._watch("call", {**body, "failed": done.failure is not None})
-
-
-def seating(config: Config) -> tuple[list[list[str]], list[dict[str, str]]]:
-    """Which worker hosts which agents, and each worker's environment. Agents of one model sit together where it balances."""
-    gpus = _gpus() if config.engine.device != "cpu" else 0
-    wanted = config.engine.workers
-    workers = max(1, gpus or len(os.sched_getaffinity(0))) if wanted == "auto" else max(1, wanted)
-    named = sorted(zip(config.agent_names(), config.agents, strict=True), key=lambda pair: pair[1].model)
-    workers = min(workers, len(named))
-    groups = [[name for name, _ in part] for part in _even_parts(named, workers)]
-    environments = [{"CUDA_VISIBLE_DEVICES": str(index % gpus)} if gpus else {} for index in range(workers)]
-    return groups, environments
-
-
-def _even_parts(items: list[Any], count: int) -> list[list[Any]]:
-    bounds = [round(index * len(items) / count) for index in range(count + 1)]
-    return [items[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
-
-
-def _gpus() -> int:
-    import torch  # late: only a run needs it
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def stored_config(folder: Path) -> Config:
-    """The resolved configuration of a run. Raises `ConfigError` if it is missing or damaged."""
-    try:
-        return Config.model_validate_json((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{folder / 'config.json'} cannot be read ({type(error).__name__}); this is not a complete run"
-        ) from None
-
-
-def version() -> str:
-    return importlib.metadata.version("peertune")
-
-
-def machine() -> dict[str, str]:
-    """What numbers of a run may depend on, beside its seed."""
-    import torch
-
-    return {
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "processor": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-    }
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Only one process works in a run's folder. Raises `ConfigError` if another one does."""
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"the run {folder.name!r} is being worked on by another process; wait for it or stop it"
-            ) from None
-        yield

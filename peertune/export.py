@@ -11,13 +11,14 @@ from transformers import AutoModelForCausalLM
 from peertune.checkpoint import Blobs
 from peertune.config.schema import AgentConfig, Config
 from peertune.errors import ConfigError, PeertuneError, StorageError
-from peertune.experiment import START, stored_config
+from peertune.experiment import START
 from peertune.ledger import Ledger
 from peertune.lm.encode import encode_prompt
 from peertune.lm.model import LanguageModel
 from peertune.lm.quiet import quiet
 from peertune.lm.settings import AdapterSettings, TrainingSettings
 from peertune.lm.train import Trainer
+from peertune.runs import LEDGER, stored_config
 
 TOLERANCE = 1e-4  # of a logit, fp32: the arrays are the same, the order of additions need not be
 PROBE = 'def total(values):\n    """Return the sum of values plus 3."""'
@@ -46,7 +47,10 @@ def export_adapter(folder: Path, agent: str, to: Path, arm: str | None = None) -
         raise PeertuneError(
             f"the exported adapter does not behave like the run's (logits differ by {difference:.2g}); nothing was kept"
         )
-    return f"OK: {agent} after {arm} is in {to}; loaded again, its logits agree within {difference:.0e} and its greedy text is the same"
+    return (
+        f"OK: {agent} after {arm} is in {to}; loaded again, its logits agree within {difference:.0e} "
+        f"and its greedy text is the same"
+    )
 
 
 def _digest(folder: Path, config: Config, agent: str, arm: str) -> str:
@@ -55,10 +59,8 @@ def _digest(folder: Path, config: Config, agent: str, arm: str) -> str:
             f"the run {folder.name!r} has no agent {agent!r}; its agents: {', '.join(config.agent_names())}"
         )
     if arm not in (START, *config.arms()):
-        raise ConfigError(
-            f"the run {folder.name!r} has no arm {arm!r}; its arms: {START}, {', '.join(config.arms())}"
-        )
-    ledger = Ledger.read(folder / "ledger.sqlite")
+        raise ConfigError(f"the run {folder.name!r} has no arm {arm!r}; its arms: {START}, {', '.join(config.arms())}")
+    ledger = Ledger.read(folder / LEDGER)
     checkpoints = list(ledger.events("checkpoint", arm))
     ledger.close()
     if not checkpoints:
@@ -70,9 +72,7 @@ def _restored(config: Config, agent_config: AgentConfig, name: str, blob: bytes)
     """The agent's model with the adapter of a checkpoint."""
     adapter = agent_config.adapter or config.adapter
     lm = LanguageModel.load(agent_config.model)
-    lm.add_adapter(
-        name, AdapterSettings(adapter.rank, adapter.alpha, adapter.dropout, adapter.target_modules), seed=0
-    )
+    lm.add_adapter(name, AdapterSettings(adapter.rank, adapter.alpha, adapter.dropout, adapter.target_modules), seed=0)
     tensors = load_safetensors(blob)
     tensors.pop("record")
     Trainer(lm, name, TrainingSettings()).load_state(tensors)
@@ -82,18 +82,17 @@ def _restored(config: Config, agent_config: AgentConfig, name: str, blob: bytes)
 def _compare(lm: LanguageModel, agent: str, folder: Path) -> float:
     """Largest difference of a logit on a fixed prompt and its greedy continuation; infinite if the texts differ."""
     with quiet():
-        base = AutoModelForCausalLM.from_pretrained(
-            lm.source, torch_dtype=torch.float32, use_safetensors=True
-        )
+        base = AutoModelForCausalLM.from_pretrained(lm.source, torch_dtype=torch.float32, use_safetensors=True)
         exported = PeftModel.from_pretrained(base, str(folder)).eval()
-    ids = torch.tensor([encode_prompt(lm.tokenizer, PROBE)], device=lm.device)
+    ids = encode_prompt(lm.tokenizer, PROBE)
+    difference = 0.0
     with torch.inference_mode(), lm.using(agent) as live:
         for _ in range(NEW_TOKENS):
-            ours, theirs = (
-                live(input_ids=ids).logits[0],
-                exported(input_ids=ids.cpu()).logits[0].to(ids.device),
-            )
+            batch = torch.tensor([ids])
+            ours = live(input_ids=batch.to(lm.device)).logits[0].float().cpu()
+            theirs = exported(input_ids=batch).logits[0]
             if ours[-1].argmax() != theirs[-1].argmax():
                 return float("inf")
-            ids = torch.cat([ids, ours[-1].argmax().view(1, 1)], dim=1)
-    return (ours.float() - theirs.float()).abs().max().item()
+            difference = max(difference, (ours - theirs).abs().max().item())
+            ids.append(int(ours[-1].argmax()))
+    return difference

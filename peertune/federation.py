@@ -1,7 +1,7 @@
 """All that a method may touch: agents by name, Refs, and what it explicitly fetches.
 
-`agent.verb(...)` returns at once a `Ref`: the answer, still living at that agent. Passing a Ref to another agent moves the
-bytes owner -> receiver; only `fetch` and `gather` bring them to the coordinator.
+`agent.verb(...)` returns at once a `Ref`: the answer, still living at that agent. Passing a Ref to another agent
+moves the bytes owner -> receiver; only `fetch` and `gather` bring them to the coordinator.
 """
 
 import itertools
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from peertune.engines.base import Barrier, Engine, Ref, Entry
+from peertune.engines.base import Barrier, Engine, Entry, Ref
 from peertune.errors import AgentError, PayloadError
 from peertune.ledger import COORDINATOR, EventKind
 from peertune.payloads import Number, Payload, Receipt, Texts, Weights, decode, encode
@@ -37,7 +37,9 @@ class AgentHandle:
         return self._call("answer", prompts, temperature)
 
     def learn(self, prompts: Texts | Ref, answers: Texts | Ref, kd_weight: float, steps: int) -> Ref:
-        """Train `steps` steps on own data, weighted 1 - `kd_weight`, and on `answers`, weighted `kd_weight`. Answer: `Gain`."""
+        """Train `steps` steps on own data, weighted 1 - `kd_weight`, and on `answers`, weighted `kd_weight`.
+        Answer: `Gain`.
+        """
         return self._call("learn", prompts, answers, kd_weight, steps)
 
     def grade(self, samples: int = 1, temperature: float = 0.0) -> Ref:
@@ -66,7 +68,9 @@ class AgentHandle:
 
 @dataclass(frozen=True, slots=True)
 class RoundLog:
-    """What one round left for the ledger: `rows` in the order of the method's own text, `lost` agents, seconds a call."""
+    """What one round left for the ledger: `rows` in the order of the method's own text, `lost` agents, seconds a
+    call.
+    """
 
     rows: list[Entry]
     lost: list[str]
@@ -97,9 +101,7 @@ class Federation:
             payload = decode(raw)
         except PayloadError as error:
             raise AgentError(ref.owner, ref.verb, f"its answer is not valid: {error}") from None
-        self.record(
-            "transfer", source=ref.owner, destination=COORDINATOR, payload=payload.kind, bytes=len(raw)
-        )
+        self.record("transfer", source=ref.owner, destination=COORDINATOR, payload=payload.kind, bytes=len(raw))
         return payload
 
     def gather(self, refs: Mapping[Key, Ref]) -> dict[Key, Any]:
@@ -120,9 +122,7 @@ class Federation:
         """Wait until every call has run, drop all Refs, and return what happened, in the order of the calls."""
         barrier: Barrier = self._engine.end_round()
         rows = [
-            row
-            for entry in self._log
-            for row in (barrier.rows.get(entry, []) if isinstance(entry, int) else [entry])
+            row for entry in self._log for row in (barrier.rows.get(entry, []) if isinstance(entry, int) else [entry])
         ]
         self._log = []
         return RoundLog(_without_repeats(rows), barrier.lost, barrier.timings)
@@ -136,9 +136,7 @@ class Federation:
                 continue
             payload = arg if isinstance(arg, Payload) else Number(arg)
             raw = encode(payload)
-            self.record(
-                "transfer", source=COORDINATOR, destination=name, payload=payload.kind, bytes=len(raw)
-            )
+            self.record("transfer", source=COORDINATOR, destination=name, payload=payload.kind, bytes=len(raw))
             wire.append(raw)
         self._log.append(ref.id)
         self._engine.submit(ref, wire)

@@ -1,8 +1,8 @@
 """The ledger: everything that happened in a run, append-only and hash-chained, in one SQLite file.
 
-Two kinds of rows. `events` are what the run *is*: transfers, metrics, pairings, failures, checkpoints. They are hashed in a
-chain, and the same seed gives the same head whatever the number of workers and however often the run was interrupted.
-`facts` are about the machine and the clock: durations, wall time, interruptions. They stand beside the chain, unhashed.
+Two kinds of rows. `events` are what the run *is*: transfers, metrics, pairings, failures, checkpoints. They are
+hashed in a chain, and the same seed gives the same head whatever the number of workers and however often the run was
+interrupted. `facts` are about the machine and the clock: durations, interruptions. They stand beside it, unhashed.
 
 All events of a round and its checkpoint are committed in one transaction at the round's barrier. One connection writes.
 """
@@ -31,7 +31,9 @@ CREATE TABLE events (
   kind TEXT NOT NULL, body TEXT NOT NULL, hash TEXT NOT NULL
 ) STRICT;
 CREATE INDEX events_by_kind ON events (kind, arm, round);
-CREATE TABLE facts (id INTEGER PRIMARY KEY, seq INTEGER NOT NULL, time REAL NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL) STRICT;
+CREATE TABLE facts (
+  id INTEGER PRIMARY KEY, seq INTEGER NOT NULL, time REAL NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL
+) STRICT;
 """
 
 
@@ -77,7 +79,9 @@ class Ledger:
 
     @classmethod
     def open(cls, path: Path) -> "Ledger":
-        """The ledger at `path`, to be continued. Raises `ConfigError` if it is missing, damaged or of another version."""
+        """The ledger at `path`, to be continued. Raises `ConfigError` if it is missing, damaged or of another
+        version.
+        """
         return cls(path, _open(path, "rw"))
 
     @classmethod
@@ -111,7 +115,9 @@ class Ledger:
         self._pending, self._pending_facts = [], []
 
     def rewind(self, seq: int) -> None:
-        """Drop the events after `seq`, because the checkpoint that they end in cannot be read; they will be made again."""
+        """Drop the events after `seq`, because the checkpoint that they end in cannot be read; they will be made
+        again.
+        """
         with self._storage(), self._db:
             self._db.execute("DELETE FROM events WHERE seq > ?", (seq,))
         row = self._db.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
@@ -119,7 +125,10 @@ class Ledger:
 
     def events(self, kind: EventKind | None = None, arm: str | None = None) -> Iterator[Event]:
         """Committed events in order, optionally of one kind or arm."""
-        query = "SELECT seq, arm, round, phase, kind, body FROM events WHERE (?1 IS NULL OR kind = ?1) AND (?2 IS NULL OR arm = ?2)"
+        query = (
+            "SELECT seq, arm, round, phase, kind, body FROM events WHERE (?1 IS NULL OR kind = ?1) "
+            "AND (?2 IS NULL OR arm = ?2)"
+        )
         with self._storage():
             for seq, arm_, round_, phase, kind_, body in self._db.execute(f"{query} ORDER BY seq", (kind, arm)):
                 yield Event(seq, arm_, round_, phase, kind_, json.loads(body))
@@ -139,7 +148,9 @@ class Ledger:
             for seq, arm, round_, phase, kind, body, stored in self._db.execute(query):
                 head = _link(head, arm, round_, phase, kind, body)
                 if head != stored:
-                    raise ConfigError(f"{self.path}: event {seq} was changed after it was written; its hash does not fit")
+                    raise ConfigError(
+                        f"{self.path}: event {seq} was changed after it was written; its hash does not fit"
+                    )
 
     def export(self, path: Path) -> None:
         """Write all events and facts as JSON lines (`ledger.jsonl`)."""
@@ -183,7 +194,9 @@ def _open(path: Path, mode: str) -> sqlite3.Connection:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (verdict,) = connection.execute("PRAGMA quick_check").fetchone()
     if version != SCHEMA_VERSION:
-        raise ConfigError(f"{path} has ledger version {version}, this peertune reads {SCHEMA_VERSION}; use the version that wrote it")
+        raise ConfigError(
+            f"{path} has ledger version {version}, this peertune reads {SCHEMA_VERSION}; use the version that wrote it"
+        )
     if verdict != "ok":
         raise ConfigError(f"{path} is damaged ({verdict}); restore it from a backup or start a new run")
     return connection
@@ -195,6 +208,8 @@ def _translate(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        raise StorageError(f"{path}: the ledger cannot be read or written ({error}); free space or check the rights") from error
+        raise StorageError(
+            f"{path}: the ledger cannot be read or written ({error}); free space or check the rights"
+        ) from error
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}; free space or check the rights") from error

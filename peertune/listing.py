@@ -30,13 +30,20 @@ def listing(runs: Path) -> dict[str, Entries]:
         "methods": _types(LocalConfig, KnexaConfig),
         "matchmakers": _types(LinUCBConfig, UniformConfig, HeteroGreedyConfig),
         "tasks": _types(CodeletsTask, HumanEvalTask, MBPPTask, RecordsTask),
-        "models": [(f"bundled/{path.name}", "ships with peertune") for path in sorted((RECIPES.parent / "models").iterdir()) if path.is_dir()],
+        "models": [
+            (f"bundled/{path.name}", "ships with peertune")
+            for path in sorted((RECIPES.parent / "models").iterdir())
+            if path.is_dir()
+        ],
         f"runs in {runs}": list(_runs(runs)),
     }
 
 
 def _types(*sections: type[BaseModel]) -> Entries:
-    return [(section.model_fields["type"].default, (section.__doc__ or "").split(". ")[0].strip().split("\n")[0]) for section in sections]
+    return [
+        (section.model_fields["type"].default, (section.__doc__ or "").split(". ")[0].strip().split("\n")[0])
+        for section in sections
+    ]
 
 
 def _first_comment(path: Path) -> str:

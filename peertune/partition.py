@@ -17,7 +17,11 @@ ATTEMPTS = 1000
 
 
 def deal(
-    pools: tuple[Sequence[Example], Sequence[Example]], categories: tuple[str, ...], agents: int, config: Partition, seed: int
+    pools: tuple[Sequence[Example], Sequence[Example]],
+    categories: tuple[str, ...],
+    agents: int,
+    config: Partition,
+    seed: int,
 ) -> list[tuple[list[Example], list[Example]]]:
     """Each agent's (train, validation) examples. Draws again until every agent has at least 8 and 1.
 
@@ -30,7 +34,8 @@ def deal(
         if min(map(len, train)) >= MIN_TRAIN and min(map(len, validation)) >= MIN_VALIDATION:
             return list(zip(train, validation, strict=True))
     raise ConfigError(
-        f"partition {config.type!r} leaves an agent with fewer than {MIN_TRAIN} training or {MIN_VALIDATION} validation "
+        f"partition {config.type!r} leaves an agent with fewer than {MIN_TRAIN} training or "
+        f"{MIN_VALIDATION} validation "
         f"examples in {ATTEMPTS} draws; use more examples, fewer agents or less skew"
     )
 

@@ -1,8 +1,8 @@
 """What may travel between agents and the coordinator, and nothing else.
 
-A payload on the wire is `b"PT" | version | kind length | kind | body`: msgpack for small values, safetensors for arrays.
-Decoding foreign bytes gives a valid payload or raises `PayloadError`, quickly and in little memory: sizes, counts, names,
-shapes, dtypes and finiteness are checked before anything is believed. Nothing is ever unpickled.
+On the wire a payload is `b"PT" | version | kind length | kind | body`: msgpack for small values, safetensors for
+arrays. Decoding foreign bytes gives a valid payload or raises `PayloadError`, quickly and in little memory: sizes, counts,
+names, shapes, dtypes and finiteness are checked before anything is believed. Nothing is ever unpickled.
 """
 
 import math
@@ -142,7 +142,9 @@ def kind_of(raw: bytes) -> str:
     if len(raw) < 4 or raw[:2] != b"PT":
         raise PayloadError("these bytes are not a peertune payload")
     if raw[2] != VERSION:
-        raise PayloadError(f"payload version {raw[2]} is not version {VERSION}; install the same peertune on both sides")
+        raise PayloadError(
+            f"payload version {raw[2]} is not version {VERSION}; install the same peertune on both sides"
+        )
     kind = raw[4 : 4 + raw[3]].decode("ascii", errors="replace")
     if kind not in PAYLOADS:
         raise PayloadError(f"unknown payload kind {kind[:40]!r}")

@@ -50,15 +50,25 @@ class AgentRecord(msgspec.Struct):
 
 
 def static_features(family: str, parameters: int, trainable: int, examples: int) -> tuple[float, ...]:
-    """Backbone family (one-hot of 5), log10 of its parameters / 10, share of trainable weights, log2 of examples / 16."""
+    """Backbone family (one-hot of 5), log10 of its parameters / 10, share of trainable weights, log2 of examples /
+    16.
+    """
     name = "llama" if family in _LLAMA_LIKE else family
     one_hot = [float(name == known) for known in FAMILIES]
     other = 1.0 - sum(one_hot)
-    return (*one_hot, other, math.log10(parameters) / 10, trainable / parameters, math.log2(1 + examples) / 16)
+    return (
+        *one_hot,
+        other,
+        math.log10(parameters) / 10,
+        trainable / parameters,
+        math.log2(1 + examples) / 16,
+    )
 
 
 def category_histogram(categories: Iterable[str], known: tuple[str, ...]) -> tuple[float, ...]:
-    """Share of each category in 12 bins. Up to 12 known categories have a bin each; more share bins by a stable hash."""
+    """Share of each category in 12 bins. Up to 12 known categories have a bin each; more share bins by a stable
+    hash.
+    """
     counts = np.zeros(BINS)
     for category in categories:
         fits = category in known and len(known) <= BINS
@@ -67,7 +77,9 @@ def category_histogram(categories: Iterable[str], known: tuple[str, ...]) -> tup
 
 
 def build_profile(record: AgentRecord, loss: float, score: float) -> Profile:
-    """The profile of an agent with this validation `loss` (nats a token) and `score` (0..1); remembers both in `record`."""
+    """The profile of an agent with this validation `loss` (nats a token) and `score` (0..1); remembers both in
+    `record`.
+    """
     first = record.profiled == 0
     dynamic = (
         loss,

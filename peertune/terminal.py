@@ -15,7 +15,9 @@ from peertune.report import run_tables, write_report
 
 
 class Progress:
-    """Live bars of a run: one for the rounds of each arm, one line for what happened last. Called with (event, body)."""
+    """Live bars of a run: one for the rounds of each arm, one line for what happened last. Called with (event,
+    body).
+    """
 
     def __init__(self) -> None:
         columns = (
@@ -55,21 +57,20 @@ class Progress:
     def _on_begin(self, body: dict[str, Any]) -> None:
         arm, total = body["arm"], body["rounds"] if body["round"] else 1
         if arm not in self._tasks:
-            self._tasks[arm] = self._bars.add_task(
-                arm, total=total, completed=max(0, body["round"] - 1), note=""
-            )
+            self._tasks[arm] = self._bars.add_task(arm, total=total, completed=max(0, body["round"] - 1), note="")
 
     def _on_call(self, body: dict[str, Any]) -> None:
-        self._bars.update(
-            self._tasks[body["arm"]], note=f"{body['agent']} {body['verb']} {body['seconds']:.1f} s"
-        )
+        self._bars.update(self._tasks[body["arm"]], note=f"{body['agent']} {body['verb']} {body['seconds']:.1f} s")
 
     def _on_round(self, body: dict[str, Any]) -> None:
         self._bars.update(self._tasks[body["arm"]], advance=1)
 
     def _on_pair(self, body: dict[str, Any]) -> None:
         predicted = "" if body["predicted"] is None else f" (expected {body['predicted']:+.3f})"
-        text = f"{body['arm']} {body['round']}: {body['source']} taught {body['receiver']}, reward {body['reward']:+.3f}{predicted}"
+        text = (
+            f"{body['arm']} {body['round']}: {body['source']} taught {body['receiver']}, reward "
+            f"{body['reward']:+.3f}{predicted}"
+        )
         self._bars.console.print(text, style="dim")
 
     def _on_failure(self, body: dict[str, Any]) -> None:

@@ -1,4 +1,6 @@
-"""YAML file -> `Config`, with errors that name the file, the line, the section, what was expected and the nearest key."""
+"""YAML file -> `Config`, with errors that name the file, the line, the section, what was expected and the nearest
+key.
+"""
 
 import difflib
 import json
@@ -33,11 +35,13 @@ def resolve_recipe(source: str) -> Path:
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read and check a configuration; `overrides` are `key.key=value` texts. Raises `ConfigError` listing every error."""
+    """Read and check a configuration; `overrides` are `key.key=value` texts. Raises `ConfigError` listing every
+    error.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=_Loader)
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506  _Loader is a SafeLoader
+        data = yaml.load(text, Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError:
@@ -68,14 +72,19 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice in one section", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} stands twice in one section", problem_mark=key.start_mark
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan))$", re.I),
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan))$",
+        re.I,
+    ),
     list("-+0123456789."),
 )
 
@@ -83,7 +92,9 @@ _Loader.add_implicit_resolver(
 def _check_version(path: Path, data: dict[str, Any]) -> None:
     version = data.get("version", VERSION)
     if isinstance(version, int) and version > VERSION:
-        raise ConfigError(f"{path} has configuration version {version}, this peertune knows up to {VERSION}; upgrade peertune")
+        raise ConfigError(
+            f"{path} has configuration version {version}, this peertune knows up to {VERSION}; upgrade peertune"
+        )
 
 
 def _override(data: dict[str, Any], text: str) -> None:
@@ -96,7 +107,7 @@ def _override(data: dict[str, Any], text: str) -> None:
     for parent in parents:
         place = _child(place, parent, text)
     try:
-        parsed = yaml.load(value, Loader=_Loader)  # noqa: S506
+        parsed = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError:
         raise ConfigError(f"--set {text!r}: {value!r} is not a valid YAML value") from None
     if isinstance(place, list):
@@ -135,7 +146,10 @@ def _describe(path: Path, root: yaml.MappingNode, error: ErrorDetails) -> str:
         case "missing":
             return f"{where} the key {key!r} is missing; add it"
         case "union_tag_invalid":
-            given, valid = error.get("ctx", {}).get("tag", ""), re.findall(r"'(\w+)'", str(error.get("ctx", {}).get("expected_tags")))
+            given, valid = (
+                error.get("ctx", {}).get("tag", ""),
+                re.findall(r"'(\w+)'", str(error.get("ctx", {}).get("expected_tags"))),
+            )
             return f"{where} unknown type {given!r}{_hint(str(given), valid)}"
         case "union_tag_not_found":
             return f"{where} the key 'type' is missing, or this is not a section"
@@ -177,7 +191,10 @@ def _unknown_key(loc: Sequence[int | str]) -> str:
     valid = [name for model in models for name in model.model_fields]
     users = [_type_of(model) for model in siblings if key in model.model_fields]
     if users:
-        return f"{key!r} is not used by type {_type_of(models[0])!r}, only by {', '.join(users)}; remove it or change the type"
+        return (
+            f"{key!r} is not used by type {_type_of(models[0])!r}, only by {', '.join(users)}; remove "
+            f"it or change the type"
+        )
     return f"unknown key {key!r}{_hint(key, valid)}"
 
 

@@ -5,7 +5,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 VERSION = 1
 Who = Literal["coordinator", "agents", "everyone", "nobody"]
@@ -97,7 +105,9 @@ class RecordsTask(Typed):
 
 
 TaskConfig = Annotated[
-    CodeletsTask | MBPPTask | HumanEvalTask | RecordsTask, Field(discriminator="type"), BeforeValidator(_bare_name)
+    CodeletsTask | MBPPTask | HumanEvalTask | RecordsTask,
+    Field(discriminator="type"),
+    BeforeValidator(_bare_name),
 ]
 
 # Agents
@@ -176,7 +186,9 @@ class HeteroGreedyConfig(Typed):
 
 
 MatchmakerConfig = Annotated[
-    LinUCBConfig | UniformConfig | HeteroGreedyConfig, Field(discriminator="type"), BeforeValidator(_bare_name)
+    LinUCBConfig | UniformConfig | HeteroGreedyConfig,
+    Field(discriminator="type"),
+    BeforeValidator(_bare_name),
 ]
 
 
@@ -222,7 +234,9 @@ class Evaluation(Section):
 
 
 class EngineConfig(Section):
-    """`workers`: processes; `auto` is one a core or GPU, 0 runs everything in this process. `deadline`: seconds a call."""
+    """`workers`: processes; `auto` is one a core or GPU, 0 runs everything in this process. `deadline`: seconds a
+    call.
+    """
 
     type: Literal["local"] = "local"
     workers: Count | Literal["auto"] = "auto"

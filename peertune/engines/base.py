@@ -1,6 +1,7 @@
 """What an engine is, and what runs at the agent's side of every engine.
 
-An engine carries calls to agents and answers back. It knows no method. A `Host` holds the agents of one process: it runs
+An engine carries calls to agents and answers back. It knows no method. A `Host` holds the agents of one process:
+it runs
 their verbs, keeps the answers with their owners, asks the owner's release policy before any answer leaves, and counts.
 """
 
@@ -113,15 +114,11 @@ class Host:
             failure = AgentError(ref.owner, ref.verb, str(error))
         except Exception as error:  # the agent's own text may be private: it stays in the agent's log
             _write_traceback(agent)
-            failure = AgentError(
-                ref.owner, ref.verb, f"{type(error).__name__} (details in the agent's own log)"
-            )
+            failure = AgentError(ref.owner, ref.verb, f"{type(error).__name__} (details in the agent's own log)")
         rows += agent.take_entries()
         if failure:
             self._answers[ref.id] = failure
-            rows.append(
-                Entry("failure", {"agent": failure.agent, "verb": failure.verb, "cause": failure.cause})
-            )
+            rows.append(Entry("failure", {"agent": failure.agent, "verb": failure.verb, "cause": failure.cause}))
         return rows, failure
 
     def release(self, ref: Ref, caller: str) -> bytes:

@@ -1,24 +1,20 @@
 """The embedded engine: agents in worker processes of this machine, or (0 workers) in this process.
 
-Calls are lazy: nothing runs before a fetch or a barrier asks for it. The coordinator's process then hands each idle worker
-its next ready call. Only payload bytes cross processes. A worker that dies or outlasts the deadline fails its own calls;
-at the barrier it is started again.
+Calls are lazy: nothing runs before a fetch or a barrier asks for it. The coordinator's process then hands each
+idle worker
+its next ready call. Only payload bytes cross processes. A worker that dies or outlasts the deadline fails its own
+calls; at the barrier it is started again.
 """
 
-import os
-import socket
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from typing import Any
 
-import msgspec
-
-from peertune.engines.base import Argument, Barrier, Engine, Ref, Entry
+from peertune.engines.base import Argument, Barrier, Engine, Entry, Ref
+from peertune.engines.process import Inline, Process
 from peertune.engines.worker import (
     Call,
     Clear,
@@ -26,8 +22,6 @@ from peertune.engines.worker import (
     Message,
     Refused,
     Release,
-    Reply,
-    Server,
     Start,
     Started,
     Value,
@@ -37,62 +31,6 @@ from peertune.errors import AgentError, ConfigError, PeertuneError
 from peertune.ledger import COORDINATOR
 
 Listener = Callable[[Ref, Done], None]
-
-
-class Process:
-    """A worker process and the pipe to it."""
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        ours, theirs = socket.socketpair()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "peertune.engines.worker", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "OMP_WAIT_POLICY": "PASSIVE",
-                "TOKENIZERS_PARALLELISM": "false",
-                **environment,
-            },
-        )
-        theirs.close()
-        self.connection = Connection(ours.detach())
-
-    def send(self, message: Message) -> None:
-        self.connection.send_bytes(msgspec.msgpack.encode(message))
-
-    def receive(self) -> Reply:
-        """The next reply. Raises `EOFError` if the process died."""
-        try:
-            return msgspec.msgpack.decode(self.connection.recv_bytes(), type=Reply)
-        except ConnectionResetError:
-            raise EOFError from None
-
-    def stop(self) -> None:
-        self.connection.close()
-        self._process.kill()
-        self._process.wait()
-
-
-class Inline:
-    """A worker without a process: answers at once, has no deadline."""
-
-    connection = None
-
-    def __init__(self) -> None:
-        self._server = Server()
-        self._reply: Reply | None = None
-
-    def send(self, message: Message) -> None:
-        self._reply = self._server.handle(message)
-
-    def receive(self) -> Reply:
-        assert self._reply is not None
-        return self._reply
-
-    def stop(self) -> None:
-        self._reply = None
 
 
 @dataclass(slots=True)
@@ -113,9 +51,7 @@ class _Round:
     queues: dict[str, deque[tuple[Ref, list[bytes | Ref]]]]
     done: dict[int, Ref] = field(default_factory=dict)
     failures: dict[int, AgentError] = field(default_factory=dict)
-    refused: dict[int, AgentError] = field(
-        default_factory=dict
-    )  # answers that their owner keeps from the coordinator
+    refused: dict[int, AgentError] = field(default_factory=dict)  # answers that their owner keeps from the coordinator
     pulled: dict[tuple[int, str], bytes] = field(default_factory=dict)
     rows: dict[int, list[Entry]] = field(default_factory=dict)
     timings: list[Entry] = field(default_factory=list)
@@ -125,7 +61,7 @@ class _Round:
 class LocalEngine(Engine):
     """`groups` are the agents of each worker; `workers = 0` hosts them all in this process."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  each is one knob of the engine
         self,
         builder: str,
         spec: bytes,
@@ -325,20 +261,14 @@ class LocalEngine(Engine):
     def _fail(self, call: Ref, error: AgentError) -> None:
         self._round.failures[call.id] = error
         self._round.done[call.id] = call
-        self._round.rows[call.id] = [
-            Entry("failure", {"agent": error.agent, "verb": error.verb, "cause": error.cause})
-        ]
+        self._round.rows[call.id] = [Entry("failure", {"agent": error.agent, "verb": error.verb, "cause": error.cause})]
 
     def _fail_unreachable(self) -> None:
         """Calls whose argument failed, or whose agent is gone, fail without being run."""
         for name, queue in self._round.queues.items():
             while queue:
                 call, args = queue[0]
-                missing = [
-                    arg.id
-                    for arg in args
-                    if isinstance(arg, Ref) and (arg.id, name) not in self._round.pulled
-                ]
+                missing = [arg.id for arg in args if isinstance(arg, Ref) and (arg.id, name) not in self._round.pulled]
                 failed = [self._round.failures[id] for id in missing if id in self._round.failures]
                 if self._seat_of[name].worker is None:
                     failed = [AgentError(name, call.verb, "its process was lost earlier in this round")]

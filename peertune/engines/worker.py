@@ -1,6 +1,7 @@
 """One worker process of the local engine: a Host behind a pipe, one message at a time.
 
-Started as `python -m peertune.engines.worker FD`; `FD` is its end of a socket pair. Messages are msgpack of the types below.
+Started as `python -m peertune.engines.worker FD`; `FD` is its end of a socket pair. Messages are msgpack of the
+types below.
 """
 
 import ctypes
@@ -15,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from peertune.engines.base import Argument, Host, Ref, Resident, Entry
+from peertune.engines.base import Argument, Entry, Host, Ref, Resident
 from peertune.errors import AgentError, PeertuneError
 
 
@@ -120,9 +121,7 @@ def _fields(error: AgentError) -> tuple[str, str, str]:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to handle
-    ctypes.CDLL(None).prctl(
-        1, signal.SIGKILL
-    )  # PR_SET_PDEATHSIG: a killed coordinator leaves no workers behind
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed coordinator leaves no workers behind
     connection = Connection(int(sys.argv[1]))
     server, decoder, encoder = Server(), msgspec.msgpack.Decoder(Message), msgspec.msgpack.Encoder()
     while True:

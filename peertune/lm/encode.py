@@ -86,9 +86,7 @@ def collate(rows: Sequence[Row], pad_id: int, device: torch.device | str) -> Bat
 def render_example(row: Row, tokenizer: Any) -> str:
     """Plain-text view of one example: the text given, then the tokens that carry loss, each in brackets."""
     given, learned = row.ids[: row.prompt_length], row.ids[row.prompt_length :]
-    pieces = "".join(
-        f"[{str(tokenizer.decode([token])).replace(chr(10), chr(92) + 'n')}]" for token in learned
-    )
+    pieces = "".join(f"[{str(tokenizer.decode([token])).replace(chr(10), chr(92) + 'n')}]" for token in learned)
     cut = ", truncated" if row.truncated else ""
     return (
         f"given ({len(given)} tokens, no loss{cut}):\n{tokenizer.decode(list(given))}\n"

@@ -34,9 +34,7 @@ def generate(
             f"{lm.source}: expected max_new_tokens below the context of {lm.max_length} tokens, "
             f"found {sampling.max_new_tokens}; lower it."
         )
-    heads = [
-        cut_left(lm.tokenizer, encode_prompt(lm.tokenizer, prompt, template), room) for prompt in prompts
-    ]
+    heads = [cut_left(lm.tokenizer, encode_prompt(lm.tokenizer, prompt, template), room) for prompt in prompts]
     order = sorted(range(len(heads)), key=lambda index: len(heads[index]))
     texts = [""] * len(heads)
     with quiet(), seeded(sampling.seed, lm.device), lm.using(adapter) as model, torch.no_grad():
@@ -56,14 +54,10 @@ def _config(lm: LanguageModel, sampling: Sampling) -> GenerationConfig:
     }
     if sampling.temperature == 0.0:
         return GenerationConfig(do_sample=False, **common)
-    return GenerationConfig(
-        do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, top_k=0, **common
-    )
+    return GenerationConfig(do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, top_k=0, **common)
 
 
-def _continue(
-    lm: LanguageModel, model: Any, heads: list[list[int]], config: GenerationConfig
-) -> list[list[int]]:
+def _continue(lm: LanguageModel, model: Any, heads: list[list[int]], config: GenerationConfig) -> list[list[int]]:
     """New tokens of each head, without the end token and what follows it. Heads are padded on the left."""
     width = max(map(len, heads))
     ids = torch.full((len(heads), width), lm.pad_token)

@@ -63,9 +63,7 @@ class LanguageModel:
         Raises `ConfigError` if the name is taken or no layer is named as in `target_modules`.
         """
         if name in self._keys:
-            raise ConfigError(
-                f"{self.source}: an adapter {name!r} exists already; give each agent its own name."
-            )
+            raise ConfigError(f"{self.source}: an adapter {name!r} exists already; give each agent its own name.")
         key = f"adapter{len(self._keys)}"
         try:
             with quiet(), seeded(seed, self.device):
@@ -150,9 +148,7 @@ class LanguageModel:
 def check_tensors(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
     """Raise `PayloadError` unless both have the same names and, under each, shape and kind of number."""
     if missing := sorted(expected.keys() - tensors.keys()):
-        raise PayloadError(
-            f"expected {len(expected)} tensors; {len(missing)} missing, the first {missing[0]!r}"
-        )
+        raise PayloadError(f"expected {len(expected)} tensors; {len(missing)} missing, the first {missing[0]!r}")
     if extra := sorted(tensors.keys() - expected.keys()):
         raise PayloadError(f"expected {len(expected)} tensors; {len(extra)} unknown, the first {extra[0]!r}")
     for name, tensor in expected.items():

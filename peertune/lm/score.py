@@ -10,9 +10,7 @@ from peertune.lm.encode import IGNORED, Batch, Row, collate
 from peertune.lm.model import LanguageModel
 
 
-def losses(
-    lm: LanguageModel, adapter: str, rows: Sequence[Row], batch_size: int = 64
-) -> list[tuple[float, int]]:
+def losses(lm: LanguageModel, adapter: str, rows: Sequence[Row], batch_size: int = 64) -> list[tuple[float, int]]:
     """For each row, in order: the summed negative log-likelihood (nats) of its completion, and its tokens."""
     found: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))

@@ -63,11 +63,7 @@ class Trainer:
             tensors[f"adapter/{name}"] = parameter.detach().to("cpu", copy=True)
             for moment in MOMENTS:
                 # before the first step AdamW has no moments; it starts from zeros
-                value = (
-                    self._optimizer.state[parameter].get(moment)
-                    if self._steps
-                    else torch.zeros_like(parameter)
-                )
+                value = self._optimizer.state[parameter].get(moment) if self._steps else torch.zeros_like(parameter)
                 tensors[f"{moment}/{name}"] = value.detach().to("cpu", copy=True)
         return tensors
 

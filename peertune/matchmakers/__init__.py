@@ -8,6 +8,10 @@ from peertune.matchmakers.hetero_greedy import HeteroGreedy
 from peertune.matchmakers.linucb import LinUCB
 from peertune.matchmakers.uniform import Uniform
 
-MATCHMAKERS: dict[str, type[Matchmaker]] = {"linucb": LinUCB, "uniform": Uniform, "hetero_greedy": HeteroGreedy}
+MATCHMAKERS: dict[str, type[Matchmaker]] = {
+    "linucb": LinUCB,
+    "uniform": Uniform,
+    "hetero_greedy": HeteroGreedy,
+}
 
 __all__ = ["MATCHMAKERS", "HeteroGreedy", "LinUCB", "Matchmaker", "Pair", "Uniform", "directed_pairs"]

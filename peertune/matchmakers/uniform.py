@@ -13,7 +13,8 @@ from peertune.matchmakers.base import Matchmaker, Pair, State, greedy_disjoint
 class Uniform(Matchmaker):
     """Disjoint directed pairs, drawn uniformly anew in every round.
 
-    The draw is a function of the seed and of this round's contexts, which change from round to round: no state is needed.
+    The draw is a function of the seed and of this round's contexts, which change from round to round: no state is
+    needed.
     """
 
     def init(self, seed: int) -> State:

@@ -15,7 +15,9 @@ State = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Optimiser steps that an agent may spend in a round: alone, and on an exchange. Every method of a run has the same."""
+    """Optimiser steps that an agent may spend in a round: alone, and on an exchange. Every method of a run has the
+    same.
+    """
 
     local_steps: int
     exchange_steps: int

@@ -1,7 +1,7 @@
 """KNEXA-FL, Alg. 1: who should learn from whom is itself learned, by a matchmaker that never sees a model.
 
-Phase 1, local fine-tuning and profiles; phase 2, directed disjoint pairs; phase 3, the receiver distils the source's text,
-which travels source -> receiver (Eq. 2); phase 4, the receiver's measured gain rewards the pair (Eq. 3).
+Phase 1, local fine-tuning and profiles; phase 2, directed disjoint pairs; phase 3, the receiver distils the
+source's text, which travels source -> receiver (Eq. 2); phase 4, the receiver's measured gain rewards the pair (Eq. 3).
 The coordinator receives profiles and gains, nothing else. docs/methods.md lists where this departs from the paper.
 """
 
@@ -21,8 +21,8 @@ from peertune.payloads import Gain, Texts
 class Knexa(Method):
     """`kd_weight`: alpha of Eq. 2, rising linearly from the first number to the second over the run.
 
-    `gain_weight` and `byte_weight`: gamma (1 / nat) and delta (1 / kB) of Eq. 3. `temperature`: of the source's decoding.
-    `max_pairs`: K_p, half the agents by default.
+    `gain_weight` and `byte_weight`: gamma (1 / nat) and delta (1 / kB) of Eq. 3. `temperature`: of the source's
+    decoding. `max_pairs`: K_p, half the agents by default.
     """
 
     run: Run
@@ -62,9 +62,7 @@ class Knexa(Method):
     def _exchange(self, fed: Federation, pair: Pair, prompts: Texts, t: int) -> Ref:
         """Source answers, receiver learns: the text never passes the coordinator."""
         answers = fed[pair.source].answer(prompts, self.temperature)
-        return fed[pair.receiver].learn(
-            prompts, answers, self._kd_weight_at(t), self.run.budget.exchange_steps
-        )
+        return fed[pair.receiver].learn(prompts, answers, self._kd_weight_at(t), self.run.budget.exchange_steps)
 
     def _kd_weight_at(self, t: int) -> float:
         first, last = self.kd_weight

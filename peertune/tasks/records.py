@@ -26,8 +26,8 @@ def read_examples(path: str, tokenizer: Any = None, completions: bool = True) ->
     `path`: a .jsonl, .json or .parquet file, a folder of `save_to_disk`, or a hub id "org/name"; the last two
     may name a split, "org/name:test", and else give "train". `tokenizer` renders the chats of `messages`: the
     prompt is the chat template up to the last assistant turn, the completion is the rest of it.
-    `completions=False` also takes rows with a prompt only. Raises `ConfigError` for a row that does not fit, and
-    for an empty data set.
+    `completions=False` also takes rows with a prompt only. Raises `ConfigError` for a row that does not fit,
+    and for an empty data set.
     """
     examples = [_example(place, row, tokenizer, completions) for place, row in _rows(path)]
     if not examples:
@@ -46,9 +46,7 @@ class Records(Task):
     def __init__(self, test: str | None, transfer: str | None, probe: str | None) -> None:
         self._paths = {"test": test, "transfer": transfer, "probe": probe}
         self._splits = {
-            split: read_examples(path, completions=split != "transfer")
-            for split, path in self._paths.items()
-            if path
+            split: read_examples(path, completions=split != "transfer") for split, path in self._paths.items() if path
         }
         self._check_disjoint()
         found = {example.category for examples in self._splits.values() for example in examples}
@@ -62,14 +60,11 @@ class Records(Task):
 
     def grade(self, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
         return [
-            float(text.split() == example.completion.split())
-            for example, text in zip(examples, texts, strict=True)
+            float(text.split() == example.completion.split()) for example, text in zip(examples, texts, strict=True)
         ]
 
     def _check_disjoint(self) -> None:
-        counts = Counter(
-            key for examples in self._splits.values() for key in {example.key for example in examples}
-        )
+        counts = Counter(key for examples in self._splits.values() for key in {example.key for example in examples})
         repeated = sum(count > 1 for count in counts.values())
         if repeated:
             raise ConfigError(
@@ -83,16 +78,12 @@ def _rows(path: str) -> Iterator[Located]:
     if file.is_file():
         readers = {".jsonl": _json_lines, ".json": _json_list, ".parquet": _parquet}
         if file.suffix not in readers:
-            raise ConfigError(
-                f"{path}: expected a .jsonl, .json or .parquet file, found {file.suffix or 'no suffix'}."
-            )
+            raise ConfigError(f"{path}: expected a .jsonl, .json or .parquet file, found {file.suffix or 'no suffix'}.")
         return readers[file.suffix](file)
     place, _, split = path.partition(":")
     if Path(place).expanduser().is_dir():
         return _datasets_rows(path, _load_folder(path, Path(place).expanduser(), split or "train"))
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", place) and not place.endswith(
-        (".jsonl", ".json", ".parquet")
-    ):
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", place) and not place.endswith((".jsonl", ".json", ".parquet")):
         return _datasets_rows(path, _load_hub(path, place, split or "train"))
     raise ConfigError(f"{path}: expected a file, a folder or a hub id 'org/name', found no such file.")
 
@@ -128,8 +119,8 @@ def _load_folder(path: str, folder: Path, split: str) -> Any:
     datasets = _datasets(path)
     try:
         loaded = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: expected a folder written by save_to_disk, found another one.") from error
+    except (OSError, ValueError):
+        raise ConfigError(f"{path}: expected a folder written by save_to_disk, found another one.") from None
     if not isinstance(loaded, dict):
         return loaded
     if split not in loaded:
@@ -141,11 +132,11 @@ def _load_hub(path: str, name: str, split: str) -> Any:
     datasets = _datasets(path)
     try:
         return datasets.load_dataset(name, split=split)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ConfigError(
             f"{path}: the hub gave no data set {name!r} with a split {split!r} ({type(error).__name__}). "
             "Check the name and the network."
-        ) from error
+        ) from None  # the cause may quote rows
 
 
 def _datasets(path: str) -> Any:
@@ -191,9 +182,7 @@ def _example(place: str, row: Any, tokenizer: Any, completions: bool) -> Example
     elif "text" in row:
         prompt, completion = "", _string(place, row, "text")
     else:
-        raise ConfigError(
-            f"{place}: expected the fields {FORMATS}, found {', '.join(map(repr, row)) or 'none'}."
-        )
+        raise ConfigError(f"{place}: expected the fields {FORMATS}, found {', '.join(map(repr, row)) or 'none'}.")
     if completions and not completion.strip():
         field = "completion" if "prompt" in row else "text"
         raise ConfigError(f"{place}: field {field!r}: expected text to learn from, found none.")
@@ -202,9 +191,7 @@ def _example(place: str, row: Any, tokenizer: Any, completions: bool) -> Example
 
 def _string(place: str, row: dict[str, Any], field: str) -> str:
     if field not in row:
-        raise ConfigError(
-            f"{place}: expected a field {field!r}, found {', '.join(map(repr, row)) or 'none'}."
-        )
+        raise ConfigError(f"{place}: expected a field {field!r}, found {', '.join(map(repr, row)) or 'none'}.")
     value = row[field]
     if not isinstance(value, str):
         raise ConfigError(f"{place}: field {field!r}: expected text, found {_kind(value)}.")
@@ -242,26 +229,18 @@ def _check_turns(place: str, messages: Any) -> None:
         raise ConfigError(f"{place}: field 'messages': expected a list of turns, found {_kind(messages)}.")
     for number, turn in enumerate(messages, start=1):
         if not isinstance(turn, dict):
-            raise ConfigError(
-                f"{place}: field 'messages': turn {number}: expected an object, found {_kind(turn)}."
-            )
+            raise ConfigError(f"{place}: field 'messages': turn {number}: expected an object, found {_kind(turn)}.")
         for field in ("role", "content"):
             _string(f"{place}: field 'messages': turn {number}", turn, field)
     if messages[-1]["role"] != "assistant":
-        raise ConfigError(
-            f"{place}: field 'messages': expected the last turn to be the assistant's, found another."
-        )
+        raise ConfigError(f"{place}: field 'messages': expected the last turn to be the assistant's, found another.")
 
 
 def _render(place: str, tokenizer: Any, messages: list[Any], add_generation_prompt: bool) -> str:
     from jinja2 import TemplateError  # here, because only chats need it
 
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        )
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
     except TemplateError:  # its text may quote a turn: do not chain it
         pass
     raise ConfigError(

@@ -1,0 +1,135 @@
+"""What a ledger holds, in the shapes that tables and pictures need. Reads committed events only."""
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from peertune.errors import ConfigError
+from peertune.evaluate import Estimate, pass_at_k
+from peertune.ledger import COORDINATOR, Event, Ledger
+
+START = "start"  # the arm of the warm start: the state that all other arms begin from
+CODE_TASKS = ("codelets", "humaneval", "mbpp")  # graded by running the answers
+
+Link = Literal["coordinator → agent", "agent → coordinator", "agent → agent"]
+LINKS: tuple[Link, ...] = ("coordinator → agent", "agent → coordinator", "agent → agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One agent's grades: of each problem how many of `samples` answers were right, and named numbers beside them."""
+
+    correct: list[float]
+    samples: int
+    metrics: dict[str, float]
+
+    def values(self, k: int | None) -> np.ndarray:
+        """The score of every problem, 0..1, [problems]: Pass@k, or the mean grade if `k` is None."""
+        if k is None:
+            return np.asarray(self.correct, dtype=float) / self.samples
+        return np.array([pass_at_k(self.samples, round(count), k) for count in self.correct])
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A class of transfers: which arm, in which phase, over which kind of link, which kind of payload."""
+
+    arm: str
+    phase: str
+    link: Link
+    payload: str
+
+
+@dataclass(slots=True)
+class Volume:
+    """How many transfers, and their bytes."""
+
+    transfers: int = 0
+    bytes: int = 0
+
+    def add(self, transfers: int, count: int) -> None:
+        self.transfers += transfers
+        self.bytes += count
+
+
+def run_body(ledger: Ledger) -> dict[str, Any]:
+    """Configuration, agents and version of the run. Raises `ConfigError` if nothing was run."""
+    event = next(ledger.events("run"), None)
+    if event is None:
+        raise ConfigError(f"{ledger.path} holds no run yet: it stopped before its agents were built; start it again")
+    return event.body
+
+
+def arms(ledger: Ledger) -> list[str]:
+    """The arms that have a complete round, in the order in which they ran, without the warm start."""
+    return list(dict.fromkeys(event.arm for event in ledger.events() if event.arm != START))
+
+
+def evaluations(ledger: Ledger) -> dict[str, dict[int, dict[str, Scored]]]:
+    """arm -> round -> agent -> grades, for every round that was evaluated."""
+    found: dict[str, dict[int, dict[str, Scored]]] = defaultdict(lambda: defaultdict(dict))
+    for event in ledger.events("scores"):
+        body = event.body
+        scored = Scored(body["correct"], body["samples"], body["metrics"])
+        found[event.arm][event.round][body["agent"]] = scored
+    return {arm: dict(rounds) for arm, rounds in found.items()}
+
+
+def traffic(ledger: Ledger) -> dict[Flow, Volume]:
+    """All transfers, summed by arm, phase, kind of link and kind of payload."""
+    volumes: dict[Flow, Volume] = defaultdict(Volume)
+    for event in ledger.events("transfer"):
+        flow = Flow(event.arm, event.phase, _link(event), event.body["payload"])
+        volumes[flow].add(1, event.body["bytes"])
+    return dict(volumes)
+
+
+def _link(event: Event) -> Link:
+    if event.body["source"] == COORDINATOR:
+        return "coordinator → agent"
+    return "agent → coordinator" if event.body["destination"] == COORDINATOR else "agent → agent"
+
+
+def local_arm(config: dict[str, Any], names: Iterable[str]) -> str | None:
+    """The arm among `names` in which nobody learned from anybody, if there is one."""
+    local = [name for name, method in config["baselines"].items() if method["type"] == "local"]
+    return next((name for name in names if name in local), None)
+
+
+def score_name(config: dict[str, Any], k: int) -> str:
+    """What the score is called: answers that are run pass, others are accurate."""
+    return f"Pass@{k}" if runs_code(config) else "accuracy"
+
+
+def runs_code(config: dict[str, Any]) -> bool:
+    return config["task"]["type"] in CODE_TASKS
+
+
+def score_ks(config: dict[str, Any]) -> list[int]:
+    """The k of Pass@k that the configuration asks for; 1 alone where nothing is run."""
+    return list(config["evaluation"]["k"]) if runs_code(config) else [1]
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """Mean of `values`, [problems], and its standard error over problems."""
+    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    return Estimate(float(values.mean()), error)
+
+
+def plain(text: str) -> str:
+    """Foreign text in one line, without control, format or bidirectional characters, surrogates and private ones."""
+    kept = (" " if char.isspace() else char for char in text)
+    return "".join(char for char in kept if unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
+
+
+def readable_bytes(count: float) -> str:
+    """12 B, 3.4 kB, 5.6 MB ... in steps of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
