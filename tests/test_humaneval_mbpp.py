@@ -103,10 +103,7 @@ def test_humaneval_example(tmp_path: Path) -> None:
     ("text", "grade"),
     [
         ("def twice(x):\n    return x + x\n", 1.0),
-        (
-            "def help(x):\n    return x\n\nclass A: pass\n\ndef twice(x):\n    return help(x) * 2\nassert twice(1) == 3",
-            1.0,
-        ),
+        ("def one(x):\n    return x\n\ndef twice(x):\n    return 2 * one(x)\nassert twice(1) == 3", 1.0),
         ("def twice(x):\n    return 2 * x\nONE = 7\n", 1.0),  # the set-up comes after the answer
         ("", 0.0),
         ("x = 1", 0.0),
