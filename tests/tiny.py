@@ -20,7 +20,7 @@ TEXTS = (
 WIDTH, LAYERS, HEADS, CONTEXT, VOCABULARY = 32, 2, 4, 96, 320
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
-    "{% if not loop.last %}\n{% endif %}{% endfor %}{% if add_generation_prompt %}\n<|assistant|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
 
@@ -61,9 +61,7 @@ def make_tiny_model(folder: Path, family: str, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)
-        for (
-            parameter
-        ) in model.parameters():  # larger than the usual 0.02: greedy text then differs between prompts
+        for parameter in model.parameters():  # larger than the usual 0.02: greedy text then differs between prompts
             if parameter.ndim == 2:
                 torch.nn.init.normal_(parameter, std=0.2)
     with quiet():
