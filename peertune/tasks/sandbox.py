@@ -161,8 +161,10 @@ class _Judge:
     def _answer(self, process: subprocess.Popen[bytes], seconds: float) -> tuple[bool, str]:
         assert process.stdout
         pipe, deadline, data = process.stdout.fileno(), time.monotonic() + seconds, b""
+        poll = select.poll()
+        poll.register(pipe, select.POLLIN)
         while len(data) < 3 or len(data) < 3 + struct.unpack_from("!?H", data)[1]:
-            if not select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            if not poll.poll(1000 * max(0.0, deadline - time.monotonic())):
                 raise TimeoutError
             if not (more := os.read(pipe, 4096)):
                 raise _JudgeDied
