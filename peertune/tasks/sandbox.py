@@ -175,12 +175,14 @@ class _Judge:
         process, self._process = self._process, None
         if process is not None:
             assert process.stdin and process.stdout
-            with contextlib.suppress(ProcessLookupError):  # it had ended by itself
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            process.stdout.close()
             with contextlib.suppress(BrokenPipeError):  # a request that a dead judge did not read
                 process.stdin.close()
+            process.stdout.close()
+            try:  # without requests it ends by itself; killed, it leaves a zombie where init does not reap
+                process.wait(1.0)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
