@@ -56,10 +56,8 @@ def test_names_of_control_tokens_in_data_are_plain_text() -> None:
     row = encode(TOKENIZER, prompt, completion, 200)
     assert [position for position, token in enumerate(row.ids) if token < 4] == [0, len(row.ids) - 1]
     assert TOKENIZER.decode(list(row.ids)) == f"<|eos|>{prompt}{completion}<|eos|>"
-    own = encode(TOKENIZER, prompt, completion, 200, control="all")
+    own = encode(TOKENIZER, prompt, completion, 200, template=True)
     assert own.ids.count(0) == 3 and own.ids.count(2) == 1 and own.ids[0] == 0 and own.ids[1] != 0
-    peer = encode(TOKENIZER, prompt, completion, 200, control="prompt")
-    assert peer.ids[: peer.prompt_length].count(0) == 1 and peer.ids[peer.prompt_length :].count(0) == 1
 
 
 def test_tokenizer_without_bos() -> None:

@@ -67,18 +67,46 @@ def test_parquet(tmp_path: Path) -> None:
         read_examples(str(tmp_path / "z.parquet"))
 
 
-@pytest.mark.filterwarnings("ignore:Cannot locate reference")  # dill, when the test writes
+def save_to_disk(rows: list[Any], folder: Path) -> None:
+    """What `Dataset.save_to_disk` writes."""
+    import pyarrow
+
+    folder.mkdir(parents=True)
+    table = pyarrow.Table.from_pylist(rows)
+    with pyarrow.OSFile(str(folder / "data.arrow"), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    features = {name: {"dtype": "string", "_type": "Value"} for name in table.column_names}
+    (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
+    formats = ("_format_columns", "_format_kwargs", "_format_type", "_output_all_columns", "_split")
+    state = {"_data_files": [{"filename": "data.arrow"}], "_fingerprint": "0123"} | dict.fromkeys(formats)
+    (folder / "state.json").write_text(json.dumps(state | {"_format_kwargs": {}, "_output_all_columns": False}))
+
+
 def test_saved_data_set(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets", reason="needs the extra peertune[data]")
-    single = datasets.Dataset.from_list(ROWS[:2])
-    single.save_to_disk(str(tmp_path / "single"))
-    datasets.DatasetDict({"test": single}).save_to_disk(str(tmp_path / "several"))
+    pytest.importorskip("datasets", reason="needs the extra peertune[data]")
+    save_to_disk(ROWS[:2], tmp_path / "single")
+    save_to_disk(ROWS[:2], tmp_path / "several" / "test")
+    (tmp_path / "several" / "dataset_dict.json").write_text('{"splits": ["test"]}')
     assert contents(read_examples(str(tmp_path / "single"))) == EXPECTED[:2]
     assert contents(read_examples(f"{tmp_path}/several:test")) == EXPECTED[:2]
     with pytest.raises(ConfigError, match="no split 'train'; name one of test as .*several:SPLIT"):
         read_examples(str(tmp_path / "several"))
     with pytest.raises(ConfigError, match="expected a folder written by save_to_disk"):
         read_examples(str(tmp_path))
+
+
+def test_unavailable_hub_data_set_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs the extra peertune[data]")
+
+    def fail(*_: object, **__: object) -> None:
+        raise datasets.exceptions.DatasetGenerationError(SECRET)
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(
+        ConfigError, match=r"no data set 'org/data' with a split 'test' \(DatasetGenerationError\)"
+    ) as caught:
+        read_examples("org/data:test")
+    assert caught.value.__suppress_context__
 
 
 def test_missing_extras_name_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +204,7 @@ def test_chat_is_rendered_with_loss_on_the_last_turn(write: Writer) -> None:
     (example,) = read_examples(write([{"messages": TURNS}]), CHAT)
     assert example.prompt == "<|eos|><|user|>hi<|assistant|>hello<|user|>add<|assistant|>"
     assert (example.completion, example.chat) == ("a + b", True)
-    row = encode(CHAT, example.prompt, example.completion, 80, control="all")
+    row = encode(CHAT, example.prompt, example.completion, 80, template=True)
     assert [token for token in row.ids if token < 4] == [0, 2, 3, 2, 3, 0]
     assert CHAT.decode(list(row.ids[row.prompt_length :])) == "a + b<|eos|>"
 

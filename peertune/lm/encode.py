@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 IGNORED = -100  # the label that cross-entropy skips
-Control = Literal["none", "prompt", "all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +44,15 @@ def encode_prompt(tokenizer: Any, prompt: str, template: bool = False) -> list[i
     return ids if template and ids[:1] == [start] else [start, *ids]
 
 
-def encode(tokenizer: Any, prompt: str, completion: str, max_length: int, control: Control = "none") -> Row:
+def encode(tokenizer: Any, prompt: str, completion: str, max_length: int, template: bool = False) -> Row:
     """BOS + prompt + completion + EOS, at most `max_length` tokens.
 
     Too long: the prompt loses its beginning (BOS stays). A completion loses its end, EOS first, only if it is
-    too long by itself. `control`: in which text names of control tokens are control tokens: "none"; "prompt"
-    for a rendered chat template that somebody else completed; "all" for a rendered chat of one's own.
+    too long by itself. `template`: prompt and completion are a rendered chat template of one's own data, as in
+    `encode_prompt`; never for text that others wrote.
     """
-    head = encode_prompt(tokenizer, prompt, control != "none")
-    tail = _completion_tokens(tokenizer, prompt, completion, control)
+    head = encode_prompt(tokenizer, prompt, template)
+    tail = _completion_tokens(tokenizer, prompt, completion, template)
     if len(head) + len(tail) <= max_length:
         return Row((*head, *tail), len(head), False)
     kept = cut_left(tokenizer, head, max(1, max_length - len(tail)))
@@ -94,15 +93,14 @@ def render_example(row: Row, tokenizer: Any) -> str:
     )
 
 
-def _completion_tokens(tokenizer: Any, prompt: str, completion: str, control: Control) -> list[int]:
+def _completion_tokens(tokenizer: Any, prompt: str, completion: str, template: bool) -> list[int]:
     """Tokens of the completion after the prompt, and EOS.
 
     Tokenised with the prompt in front (some tokenizers add a space at the start of a text) where that leaves
     the prompt's own tokens as they are. Where the two would merge, alone: in use the prompt comes alone, too.
     """
-    template = control == "all"
     alone, together = _tokens(tokenizer, prompt, template), _tokens(tokenizer, prompt + completion, template)
-    joined = control != "prompt" and together[: len(alone)] == alone
+    joined = together[: len(alone)] == alone
     return [
         *(together[len(alone) :] if joined else _tokens(tokenizer, completion, template)),
         _end(tokenizer),
