@@ -1,8 +1,8 @@
 """What may travel between agents and the coordinator, and nothing else.
 
 On the wire a payload is `b"PT" | version | kind length | kind | body`: msgpack for small values, safetensors for
-arrays. Decoding foreign bytes gives a valid payload or raises `PayloadError`, quickly and in little memory: sizes, counts,
-names, shapes, dtypes and finiteness are checked before anything is believed. Nothing is ever unpickled.
+arrays. Decoding foreign bytes gives a valid payload or raises `PayloadError`, quickly and in little memory: sizes,
+counts, names, shapes, dtypes and finiteness are checked before anything is believed. Nothing is ever unpickled.
 """
 
 import math
@@ -28,6 +28,7 @@ PROFILE_LIMIT = 1e3
 
 Text = Annotated[str, Meta(max_length=1 << 16)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Size = Annotated[int, Meta(ge=0, le=MAX_BYTES)]
 _DTYPES = {"F32": np.float32, "F16": np.float16}
 
 
@@ -35,6 +36,7 @@ class Payload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of all payloads; a subclass names its `kind` and adds checks that types cannot express in `check`."""
 
     kind: ClassVar[str]
+    max_bytes: ClassVar[int] = 4096  # on the wire
 
     def check(self) -> None:
         """Raise `PayloadError` if a value is out of its bounds."""
@@ -47,13 +49,14 @@ class Number(Payload, frozen=True):
     value: int | float
 
     def check(self) -> None:
-        _finite("number", [float(self.value)], 1e18)
+        _finite("number", [self.value], 1e18)
 
 
 class Texts(Payload, frozen=True):
     """Prompts, or the completions that an agent wrote for them: one string an example."""
 
     kind: ClassVar[str] = "texts"
+    max_bytes: ClassVar[int] = 1 << 26
     items: Annotated[tuple[Text, ...], Meta(max_length=1 << 16)]
 
 
@@ -61,11 +64,9 @@ class Profile(Payload, frozen=True):
     """What an agent says of itself to the matchmaker: 32 bounded numbers (`peertune.profiles` names them)."""
 
     kind: ClassVar[str] = "profile"
-    values: tuple[float, ...]
+    values: Annotated[tuple[float, ...], Meta(min_length=PROFILE_SIZE, max_length=PROFILE_SIZE)]
 
     def check(self) -> None:
-        if len(self.values) != PROFILE_SIZE:
-            raise PayloadError(f"a profile has {PROFILE_SIZE} numbers, this one has {len(self.values)}")
         _finite("profile", self.values, PROFILE_LIMIT)
 
 
@@ -87,6 +88,7 @@ class Scores(Payload, frozen=True):
     """Grades: for each problem how many of `samples` completions were right, and named numbers beside them."""
 
     kind: ClassVar[str] = "scores"
+    max_bytes: ClassVar[int] = 1 << 24
     correct: Annotated[tuple[Annotated[float, Meta(ge=0)], ...], Meta(max_length=1 << 20)]
     samples: Annotated[int, Meta(ge=1, le=10_000)]
     metrics: Annotated[dict[Name, float], Meta(max_length=64)]
@@ -100,13 +102,14 @@ class Receipt(Payload, frozen=True):
     """The SHA-256 of a checkpoint that its agent keeps."""
 
     kind: ClassVar[str] = "receipt"
-    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class Weights(Payload, frozen=True):
     """An adapter: named fp32 or fp16 arrays, and the number of training examples behind it."""
 
     kind: ClassVar[str] = "weights"
+    max_bytes: ClassVar[int] = MAX_BYTES
     tensors: dict[str, np.ndarray]
     examples: int
 
@@ -124,21 +127,20 @@ PAYLOADS: dict[str, type[Payload]] = {
 
 
 def encode(payload: Payload) -> bytes:
-    """The wire form of `payload`. Raises `PayloadError` if its values are out of bounds."""
-    payload.check()
-    if isinstance(payload, Weights):
-        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in payload.tensors.items()}
-        body = payload.examples.to_bytes(8, "little") + save_safetensors(tensors)
-    else:
-        body = msgspec.msgpack.encode(payload)
+    """The wire form of `payload`. Raises `PayloadError` if a receiver would refuse it."""
+    try:
+        payload.check()
+        body = _encode_weights(payload) if isinstance(payload, Weights) else _encode_struct(payload)
+    except (TypeError, ValueError, SafetensorError) as error:
+        raise PayloadError(f"not a valid {payload.kind} payload ({type(error).__name__})") from error
     kind = payload.kind.encode()
-    return b"PT" + bytes([VERSION, len(kind)]) + kind + body
+    raw = b"PT" + bytes([VERSION, len(kind)]) + kind + body
+    kind_of(raw)
+    return raw
 
 
 def kind_of(raw: bytes) -> str:
-    """The payload kind that `raw` claims. Raises `PayloadError` if it is none of ours."""
-    if len(raw) > MAX_BYTES:
-        raise PayloadError(f"a payload has at most {MAX_BYTES} bytes, this one has {len(raw)}")
+    """The payload kind that `raw` claims. Raises `PayloadError` if it is none of ours, or too large for its kind."""
     if len(raw) < 4 or raw[:2] != b"PT":
         raise PayloadError("these bytes are not a peertune payload")
     if raw[2] != VERSION:
@@ -146,51 +148,67 @@ def kind_of(raw: bytes) -> str:
             f"payload version {raw[2]} is not version {VERSION}; install the same peertune on both sides"
         )
     kind = raw[4 : 4 + raw[3]].decode("ascii", errors="replace")
-    if kind not in PAYLOADS:
+    if kind not in PAYLOADS or len(kind) != raw[3]:
         raise PayloadError(f"unknown payload kind {kind[:40]!r}")
+    if len(raw) > PAYLOADS[kind].max_bytes:
+        raise PayloadError(f"a {kind} payload has at most {PAYLOADS[kind].max_bytes} bytes, this one has {len(raw)}")
     return kind
 
 
 def decode(raw: bytes) -> Payload:
     """The payload in `raw`. Raises `PayloadError` whatever the bytes are."""
     kind = kind_of(raw)
-    body = raw[4 + len(kind) :]
+    body = memoryview(raw)[4 + len(kind) :]
     payload = _decode_weights(body) if kind == Weights.kind else _decode_struct(body, PAYLOADS[kind])
     payload.check()
     return payload
 
 
-def _decode_struct(body: bytes, payload: type[Payload]) -> Payload:
+def _encode_struct(payload: Payload) -> bytes:
+    body = msgspec.msgpack.encode(payload)
+    _decode_struct(memoryview(body), type(payload))  # bounds in the types are checked by decoding alone
+    return body
+
+
+def _decode_struct(body: memoryview, payload: type[Payload]) -> Payload:
     try:
         return msgspec.msgpack.decode(body, type=payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         # invalid UTF-8 and deep nesting are not MsgspecErrors; the text of the error can quote the sender's bytes
         raise PayloadError(f"not a valid {payload.kind} payload ({type(error).__name__})") from None
 
 
 class _TensorHeader(msgspec.Struct, forbid_unknown_fields=True):
     dtype: Literal["F32", "F16"]
-    shape: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(max_length=MAX_DIMENSIONS)]
-    data_offsets: tuple[Annotated[int, Meta(ge=0)], Annotated[int, Meta(ge=0)]]
+    shape: Annotated[tuple[Size, ...], Meta(max_length=MAX_DIMENSIONS)]
+    data_offsets: tuple[Size, Size]
 
 
 _HEADER = msgspec.json.Decoder(Annotated[dict[Name, _TensorHeader], Meta(max_length=MAX_TENSORS)])
 
 
-def _decode_weights(body: bytes) -> Weights:
-    if len(body) < 16:
-        raise PayloadError("weights are cut short")
-    tensors = body[8:]
-    header_size = int.from_bytes(tensors[:8], "little")
-    if header_size > min(MAX_HEADER_BYTES, len(tensors) - 8):
-        raise PayloadError(f"a tensor header has at most {MAX_HEADER_BYTES} bytes, this one claims {header_size}")
+def _encode_weights(payload: Weights) -> bytes:
+    tensors = save_safetensors({name: np.asarray(array, order="C") for name, array in payload.tensors.items()})
+    _check_header(memoryview(tensors))
+    return payload.examples.to_bytes(8, "little") + tensors
+
+
+def _decode_weights(body: memoryview) -> Weights:
     try:
-        header = _HEADER.decode(tensors[8 : 8 + header_size])
-        _check_offsets(header, len(tensors) - 8 - header_size)
-        arrays = load_safetensors(tensors)
+        _check_header(body[8:])
+        arrays = load_safetensors(bytes(body[8:]))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, SafetensorError, ValueError) as error:
         raise PayloadError(f"not valid weights ({type(error).__name__})") from None
     return Weights(arrays, int.from_bytes(body[:8], "little"))
+
+
+def _check_header(tensors: memoryview) -> None:
+    if len(tensors) < 8:
+        raise PayloadError("weights are cut short")
+    size = int.from_bytes(tensors[:8], "little")
+    if size > min(MAX_HEADER_BYTES, len(tensors) - 8):
+        raise PayloadError(f"a tensor header has at most {MAX_HEADER_BYTES} bytes, this one claims {size}")
+    _check_offsets(_HEADER.decode(tensors[8 : 8 + size]), len(tensors) - 8 - size)
 
 
 def _check_offsets(header: dict[str, _TensorHeader], size: int) -> None:
@@ -209,4 +227,4 @@ def _check_offsets(header: dict[str, _TensorHeader], size: int) -> None:
 def _finite(kind: str, values: Iterable[float], limit: float) -> None:
     for value in values:
         if not abs(value) <= limit:  # also false for NaN
-            raise PayloadError(f"{kind}: {value!r} is not a number within +-{limit:g}")
+            raise PayloadError(f"{kind}: {value!r:.40} is not a number within +-{limit:g}")
