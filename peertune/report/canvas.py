@@ -1,4 +1,4 @@
-"""What all pictures share: one figure with one look, colours that everyone can tell apart, PNG bytes. No global state."""
+"""What all pictures share: one look, colours that everyone can tell apart, PNG bytes. No global state."""
 
 import io
 from collections.abc import Sequence
@@ -22,8 +22,9 @@ REWARDS = LinearSegmentedColormap.from_list("rewards", ["#B34700", "#E69F00", "#
 
 def figure(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
     """An empty figure with one plot area, in inches."""
-    canvas = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor=PAPER)
+    canvas = Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER)
     FigureCanvasAgg(canvas)
+    canvas.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     return canvas, canvas.add_subplot()
 
 

@@ -119,7 +119,7 @@ def _reward_bar(picture: Figure, axes: Axes, scale: TwoSlopeNorm, text: str) -> 
     )
     bar.set_label(text, fontsize=10.5, color=INK)
     bar.ax.tick_params(labelsize=10, colors=INK, color=GREY)
-    bar.locator_params(nbins=5)
+    bar.ax.locator_params(axis="x", nbins=5)
     bar.outline.set_visible(False)
 
 

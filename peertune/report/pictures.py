@@ -51,7 +51,7 @@ def _learning(ledger: Ledger) -> list[Picture]:
         picture = learning_curves(
             _scores(ledger, k if runs_code(config) else None), f"{name} on the test problems", f"{name}, %"
         )
-        caption = f"{name} on the test problems by round, in %: the mean over agents of each arm, every agent faint behind it."
+        caption = f"{name} on the test problems by round: each arm's mean over agents, every agent faint behind it."
         drawn.append(Picture(f"learning-{k}", "learning", caption, picture))
     losses = _metric(ledger, "validation_loss")
     if losses:

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from peertune.ledger import Event
-from peertune.report.canvas import GREY, INK, MARKERS, PALETTE, WIDTH, dress, figure, label, round_axis
+from peertune.report.canvas import GREY, INK, MARKERS, PALETTE, dress, figure, label, round_axis
 from peertune.report.reading import LINKS, START, Flow, Link, Volume, readable_bytes
 
 Curves = Mapping[str, Mapping[str, Mapping[int, float]]]  # arm -> agent -> round -> value
@@ -21,30 +21,26 @@ def learning_curves(curves: Curves, title: str, unit: str) -> Figure:
     picture, axes = figure(4.0)
     dress(axes, title, "round", unit)
     shown = {arm: curves[arm] for arm in curves if arm != START} or curves
+    means: list[Line2D] = []
     for place, (arm, agents) in enumerate(shown.items()):
         colour = _colour(place, len(shown))
-        joined = {agent: curves.get(START, {}).get(agent, {}) | dict(values) for agent, values in agents.items()}
+        joined = {agent: {**curves.get(START, {}).get(agent, {}), **values} for agent, values in agents.items()}
         for values in joined.values():
             axes.plot(*_line(values), color=colour, alpha=0.28, linewidth=1.0, zorder=2)
         mean = _mean_over(joined)
         marker = MARKERS[place % len(MARKERS)]
-        axes.plot(
-            *_line(mean), color=colour, linewidth=2.4, marker=marker, markersize=6, zorder=3, label=label(arm, 20)
-        )
+        means += axes.plot(*_line(mean), color=colour, linewidth=2.4, marker=marker, zorder=3, label=label(arm, 20))
     rounds = [round_ for agents in curves.values() for values in agents.values() for round_ in values]
     round_axis(axes, min(rounds), max(rounds))
-    handles, _ = axes.get_legend_handles_labels()
-    handles.append(Line2D([], [], color=GREY, linewidth=1.0, label="one agent"))
-    _legend_below(picture, handles)
+    faint = Line2D([], [], color=GREY, linewidth=1.0, label="one agent")
+    _legend_below(picture, [*means, faint])
     return picture
 
 
 def _mean_over(agents: Mapping[str, Mapping[int, float]]) -> dict[int, float]:
-    """The mean of each round in which any agent has a value."""
-    rounds = sorted({round_ for values in agents.values() for round_ in values})
-    return {
-        round_: float(np.mean([values[round_] for values in agents.values() if round_ in values])) for round_ in rounds
-    }
+    """The mean of each round in which all of these agents have a value, so that it is always over the same agents."""
+    rounds = set.intersection(*(set(values) for values in agents.values()))
+    return {round_: float(np.mean([values[round_] for values in agents.values()])) for round_ in rounds}
 
 
 def _line(values: Mapping[int, float]) -> tuple[list[int], list[float]]:
@@ -110,19 +106,19 @@ def traffic_bars(volumes: Mapping[Flow, Volume], arms: Sequence[str]) -> Figure:
     }
     bars = {key: parts for key, parts in totals.items() if parts}
     payloads = sorted({payload for parts in bars.values() for payload in parts})
-    picture, axes = figure(1.6 + 0.42 * max(1, len(bars)), WIDTH * 1.3)
+    picture, axes = figure(1.6 + 0.52 * max(1, len(bars)))
     dress(axes, "Bytes in rounds", "", "")
     widest = max((sum(parts.values()) for parts in bars.values()), default=1)
-    for row, (key, parts) in enumerate(bars.items()):
+    for row, parts in enumerate(bars.values()):
         left = 0
         for payload, count in sorted(parts.items()):
             colour = PALETTE[payloads.index(payload) % len(PALETTE)]
             axes.barh(row, count, left=left, color=colour, height=0.62, edgecolor="white", linewidth=0.6)
             left += count
         axes.text(left + 0.01 * widest, row, readable_bytes(left), va="center", fontsize=10, color=INK)
-    axes.set_yticks(range(len(bars)), [f"{label(arm)}:  {link}" for arm, link in bars])
+    axes.set_yticks(range(len(bars)), [f"{label(arm)}\n{link}" for arm, link in bars])
     axes.set_ylim(max(1, len(bars)) - 0.4, -0.6)
-    axes.set_xlim(0, 1.17 * widest)
+    axes.set_xlim(0, 1.25 * widest)
     _byte_axis(axes)
     handles = [
         Line2D(
@@ -140,7 +136,7 @@ def _is(flow: Flow, arm: str, link: Link) -> bool:
 
 def _byte_axis(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: readable_bytes(value)))
-    axes.locator_params(axis="x", nbins=5)
+    axes.locator_params(axis="x", nbins=4)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
 

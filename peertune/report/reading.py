@@ -96,8 +96,8 @@ def _link(event: Event) -> Link:
 
 def local_arm(config: dict[str, Any], names: Iterable[str]) -> str | None:
     """The arm among `names` in which nobody learned from anybody, if there is one."""
-    local = [name for name, method in config["baselines"].items() if method["type"] == "local"]
-    return next((name for name in names if name in local), None)
+    methods = {**config["baselines"], config["method"]["type"]: config["method"]}
+    return next((name for name in names if name in methods and methods[name]["type"] == "local"), None)
 
 
 def score_name(config: dict[str, Any], k: int) -> str:
@@ -130,6 +130,6 @@ def readable_bytes(count: float) -> str:
     """12 B, 3.4 kB, 5.6 MB ... in steps of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+            return f"{round(count, 1):g} {unit}"
         count /= 1000
-    return f"{count:.1f} TB"
+    return f"{round(count, 1):g} TB"

@@ -4,14 +4,24 @@ import numpy as np
 
 from peertune.evaluate import Estimate
 from peertune.ledger import Ledger
-from peertune.report.reading import START, Scored, arms, estimate, evaluations, local_arm, run_body, runs_code, score_name
+from peertune.report.reading import (
+    START,
+    Scored,
+    arms,
+    estimate,
+    evaluations,
+    local_arm,
+    run_body,
+    runs_code,
+    score_name,
+)
 from peertune.report.table import ABSENT, Table
 
 BEFORE = "before"
 
 
 def results_table(ledger: Ledger, k: int = 1) -> Table:
-    """The score of every agent, their mean and the worst: before, after each arm's last evaluated round, gain over `local`."""
+    """Every agent's score before and after each arm's last evaluated round, its gain over `local`, mean and worst."""
     body = run_body(ledger)
     config, agents = body["config"], [agent["name"] for agent in body["agents"]]
     last = _last_evaluations(ledger)
@@ -26,7 +36,7 @@ def results_table(ledger: Ledger, k: int = 1) -> Table:
         ]
         for agent in agents
     ]
-    for name, summarise in (("mean", _mean), ("worst agent", _worst)):
+    for name, summarise in (("mean", _mean), ("worst", _worst)):
         scores = [_score(summarise(column)) for column in columns.values()]
         rows.append([name, *scores, *(_signed(summarise(gain)) for gain in gains.values())])
     heads = [_head(arm, round_, config["rounds"]) for arm, (round_, _) in last.items()]
@@ -36,6 +46,7 @@ def results_table(ledger: Ledger, k: int = 1) -> Table:
         ["Agent", *heads, *(f"{arm} vs {local}" for arm in gains)],
         rows,
         note,
+        totals=2,
     )
 
 
@@ -101,14 +112,13 @@ def _head(arm: str, round: int, rounds: int) -> str:
 def _results_note(columns: dict[str, dict[str, np.ndarray]], agents: int, gains: bool) -> str:
     problems = max((len(values) for column in columns.values() for values in column.values()), default=0)
     sentences = [
-        f"± is one standard error over the {problems} test problems; it does not cover the choice of the seed."
+        "Before: after the warm start, from which every arm begins.",
+        f"± is one standard error over the {problems} test problems; it does not cover the choice of the seed.",
     ]
     if gains:
-        sentences.append(
-            "Gains are differences on the same problems; the worst agent there is the one with the smallest gain."
-        )
+        sentences.append("Gains are differences on the same problems; the worst gain is the smallest.")
     sentences += [
-        f"The mean of {BEFORE if arm == START else arm} is over {len(column)} of {agents} agents; the others could not be graded."
+        f"The mean of {BEFORE if arm == START else arm} is over {len(column)} of {agents} agents: the graded ones."
         for arm, column in columns.items()
         if len(column) < agents
     ]

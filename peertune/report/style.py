@@ -13,7 +13,7 @@ h1 { font-size: 1.9rem; line-height: 1.2; margin: 0.5rem 0; overflow-wrap: anywh
 h2 { font-size: 1.3rem; margin: 2.6rem 0 0.9rem; padding-top: 0.9rem; border-top: 2px solid var(--accent); }
 h3 { font-size: 1rem; margin: 1.4rem 0 0.4rem; }
 p { margin: 0.5rem 0; max-width: 52rem; overflow-wrap: anywhere; }
-.note, .none, figcaption { color: var(--soft); font-size: 0.875rem; }
+.note, figcaption { color: var(--soft); font-size: 0.875rem; }
 .warning { background: var(--warn-paper); color: var(--warn-ink); border-left: 4px solid var(--warn-line);
   padding: 0.6rem 0.9rem; border-radius: 4px; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 0.25rem 1.2rem; margin: 0.6rem 0; }
@@ -23,21 +23,27 @@ dd { margin: 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: 0.9rem; }
 th, td { padding: 0.35rem 0.75rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { background: var(--raised); white-space: nowrap; font-weight: 600; }
-td { overflow-wrap: break-word; max-width: 34rem; }
+td { white-space: nowrap; }
+td.long { white-space: normal; overflow-wrap: anywhere; min-width: 17rem; max-width: 34rem; }
+tr.total { font-weight: 600; background: var(--raised); }
 tbody tr:last-child td { border-bottom: 0; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1.2rem; margin: 0.6rem 0; }
+.pictures { display: grid; gap: 1.2rem; margin: 0.6rem 0;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); }
 figure { margin: 0; min-width: 0; }
 figure.wide { grid-column: 1 / -1; }
-img { display: block; max-width: 100%; height: auto; background: #ffffff; border: 1px solid var(--line); border-radius: 6px; padding: 0.3rem; }
+img { display: block; max-width: 100%; height: auto; padding: 0.3rem; background: #ffffff;
+  border: 1px solid var(--line); border-radius: 6px; }
 figcaption { margin-top: 0.35rem; max-width: 40rem; }
 summary { cursor: pointer; color: var(--accent); }
-pre { background: var(--raised); border: 1px solid var(--line); border-radius: 6px; padding: 0.7rem 0.9rem; white-space: pre-wrap;
-  overflow-wrap: anywhere; font-size: 0.9rem; }
+pre { background: var(--raised); border: 1px solid var(--line); border-radius: 6px; padding: 0.7rem 0.9rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.9rem; }
 @media (max-width: 40rem) {
   dl { grid-template-columns: minmax(0, 1fr); gap: 0; }
   dd { margin-bottom: 0.5rem; }
   th, td { padding: 0.3rem 0.5rem; }
+  figure.wide { overflow-x: auto; }
+  figure.wide img { max-width: none; width: 44rem; }
 }
 @media print { main { max-width: none; } section { break-inside: avoid-page; } }
 """

@@ -1,16 +1,20 @@
 """One table of the report."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 ABSENT = "–"
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """`rows` hold one text a column; the first `labels` columns are words, the others numbers. `note` may be empty."""
+    """`rows` hold one text a column; the first `labels` columns are words, the others numbers. `note` may be empty.
+
+    The last `totals` rows sum up the others.
+    """
 
     title: str
     columns: list[str]
     rows: list[list[str]]
     note: str = ""
-    labels: int = field(default=1)
+    labels: int = 1
+    totals: int = 0

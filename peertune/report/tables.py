@@ -11,6 +11,7 @@ from peertune.report.reading import LINKS, START, Flow, Volume, arms, run_body, 
 from peertune.report.results import metrics_table, results_table
 from peertune.report.table import ABSENT, Table
 
+
 def run_tables(ledger: Ledger) -> list[Table]:
     """Every table of a run that has rows. Raises `ConfigError` if nothing was run."""
     ks = score_ks(run_body(ledger)["config"])
@@ -50,7 +51,7 @@ def agents_table(ledger: Ledger) -> Table:
         ]
         for agent in run_body(ledger)["agents"]
     ]
-    note = "Train, Validation: private examples. Cut: of these, longer than the context. Categories: with training examples, of all."
+    note = "Train, Validation: private examples. Cut: those longer than the context. Categories: those with examples."
     return Table("Agents", columns, rows, note, labels=4)
 
 
