@@ -22,7 +22,9 @@ from safetensors.torch import save as save_safetensors
 from peertune.checkpoint import Blobs
 from peertune.engines.base import Entry
 from peertune.errors import AgentError, PayloadError
+from peertune.evaluate import codebleu
 from peertune.ledger import COORDINATOR
+from peertune.lm.batches import batch_at, batches
 from peertune.lm.encode import Row, encode
 from peertune.lm.generate import Sampling, generate
 from peertune.lm.model import LanguageModel
@@ -72,6 +74,7 @@ class AgentSettings:
     folder: Path
     training: TrainingSettings
     max_new_tokens: int
+    codebleu: bool
     release: dict[str, str]
 
 
@@ -133,12 +136,12 @@ class Agent:
         """KNEXA-FL Eq. 2: (1 - w) * own cross-entropy + w * cross-entropy of the teacher's text, mixed in every
         step.
         """
-        taught = self._encode_answers(prompts, answers)
+        rows = self._encode_answers(prompts, answers)
         before = self._validation_loss()
-        batches = self._cycle(taught)
+        taught = batches(rows, self._settings.training.batch_size, self._seed("exchange", self._record.received))
         with self._undone_if_diverging():
             loss = self._mean(
-                self._step([(self._own_batch(), 1.0 - kd_weight), (next(batches), kd_weight)]) for _ in range(steps)
+                self._step([(self._own_batch(), 1.0 - kd_weight), (next(taught), kd_weight)]) for _ in range(steps)
             )
         gain = Gain(before, self._validation_loss(), sum(len(text.encode()) for text in answers.items) / 1000)
         self._record.learned(gain)
@@ -150,7 +153,8 @@ class Agent:
         """Complete every prompt; greedy at temperature 0."""
         self._record.given += 1
         seed = self._seed("answer", self._record.given)
-        return Texts(tuple(self._generate(prompts.items, temperature, seed)))
+        texts = self._generate(prompts.items, temperature, seed)
+        return Texts(tuple(self._data.task.clean(text) for text in texts))
 
     @verb
     def profile(self) -> Profile:
@@ -167,10 +171,16 @@ class Agent:
         """Complete and grade the test problems `samples` times."""
         test = self._data.test
         correct = np.zeros(len(test))
+        texts: list[str] = []
         for sample in range(samples):
-            correct += self._data.task.grade(test, self._complete(test, temperature, self._seed("grade", sample)))
+            texts = self._complete(test, temperature, self._seed("grade", sample))
+            correct += self._data.task.grade(test, texts)
         nats, tokens = self._loss(self._test)
         metrics = {"validation_loss": self._validation_loss(), "test_loss": nats / tokens}
+        if self._settings.codebleu:
+            metrics["codebleu"] = codebleu(
+                [example.completion for example in test], [self._data.task.clean(text) for text in texts]
+            )
         return Scores(tuple(float(count) for count in correct), samples, metrics)
 
     @verb
@@ -208,25 +218,9 @@ class Agent:
         return self._trainer.step(groups, self._seed("step", self._record.steps))
 
     def _own_batch(self) -> list[Row]:
-        size, count = self._settings.training.batch_size, len(self._train)
-        start, self._record.cursor = self._record.cursor, self._record.cursor + size
-        return [
-            self._train[self._order(position // count)[position % count]] for position in range(start, start + size)
-        ]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng(self._seed("epoch", epoch)).permutation(len(self._train))
-
-    def _cycle(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
-        """Batches of `rows` for ever, every row once an epoch."""
-        random = np.random.default_rng(self._seed("exchange", self._record.received))
-        size = min(self._settings.training.batch_size, len(rows))
-        queue: list[int] = []
-        while True:
-            while len(queue) < size:
-                queue += random.permutation(len(rows)).tolist()
-            yield [rows[index] for index in queue[:size]]
-            queue = queue[size:]
+        size, start = self._settings.training.batch_size, self._record.cursor
+        self._record.cursor += size
+        return batch_at(self._train, start, size, lambda epoch: self._seed("epoch", epoch))
 
     @contextmanager
     def _undone_if_diverging(self) -> Iterator[None]:

@@ -98,7 +98,7 @@ def transfer_prompts(config: Config) -> tuple[str, ...]:
     if isinstance(task, CodeletsTask):
         examples = make_task(task, config.seed, None).examples("transfer")
     else:
-        examples = read_examples(task.transfer) if task.transfer else []
+        examples = read_examples(task.transfer, completions=False) if task.transfer else []
     return tuple(example.prompt for example in examples)
 
 
@@ -144,6 +144,7 @@ def _agent(config: Config, agent_config: AgentConfig, lm: LanguageModel, data: A
             **(config.training.model_dump() | {"max_length": min(config.training.max_length, lm.max_length)})
         ),
         max_new_tokens=config.evaluation.max_new_tokens,
+        codebleu=config.evaluation.codebleu,
         release=agent_config.release.model_dump(),
     )
     return Agent(settings, lm, data, record)

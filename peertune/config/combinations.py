@@ -1,5 +1,6 @@
 """Configurations that parse but cannot work: refused before anything is loaded, with the reason and the cure."""
 
+import importlib.util
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -75,6 +76,10 @@ def _methods(config: "Config") -> None:
 
 def _evaluation(config: "Config") -> None:
     evaluation = config.evaluation
+    if evaluation.codebleu and config.task.type == "records":
+        raise ValueError("evaluation: CodeBLEU compares programs, task 'records' holds any text; remove `codebleu`")
+    if evaluation.codebleu and not importlib.util.find_spec("codebleu"):
+        raise ValueError("evaluation: `codebleu` needs a library: pip install 'peertune[metrics]', or remove it")
     if max(evaluation.k) > evaluation.samples:
         raise ValueError(
             f"evaluation: Pass@{max(evaluation.k)} needs at least {max(evaluation.k)} samples, there are "

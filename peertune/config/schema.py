@@ -224,13 +224,17 @@ class BudgetConfig(Section):
 
 
 class Evaluation(Section):
-    """Grading the test problems every `every` rounds and after the last: `samples` completions a problem, Pass@`k`."""
+    """Grading the test problems every `every` rounds and after the last: `samples` completions a problem, Pass@`k`.
+
+    `codebleu`: also compare with the reference solutions (extra `peertune[metrics]`).
+    """
 
     every: PositiveInt = 1
     samples: PositiveInt = 1
     k: tuple[PositiveInt, ...] = (1,)
     temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
     max_new_tokens: PositiveInt = 48
+    codebleu: bool = False
 
 
 class EngineConfig(Section):

@@ -40,5 +40,9 @@ class Task(ABC):
         """All examples of `split`, always in the same order. Raises `ConfigError` if the task has no such split."""
 
     @abstractmethod
+    def clean(self, text: str) -> str:
+        """The part of a completion that counts: what is graded, and what is taught to others."""
+
+    @abstractmethod
     def grade(self, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
         """Grade `texts[i]`, a completion of `examples[i].prompt`: one number from 0 (wrong) to 1 (right) each."""

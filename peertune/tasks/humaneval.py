@@ -43,6 +43,9 @@ class HumanEval(Task):
             )
         return list(self._examples)
 
+    def clean(self, text: str) -> str:
+        return cut(text, STOPS)
+
     def grade(self, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
         """Pass (1) or fail (0). A text counts up to the first of `STOPS`."""
-        return grade_programs(self._sandbox, examples, [cut(text, STOPS) for text in texts], self._timeout)
+        return grade_programs(self._sandbox, examples, [self.clean(text) for text in texts], self._timeout)

@@ -46,9 +46,12 @@ class MBPP(Task):
             raise ConfigError(f"MBPP has no {split} split; it has {', '.join(IDS)}")
         return [self._examples[number] for number in IDS[split] if number in self._examples]
 
+    def clean(self, text: str) -> str:
+        return cut(text, STOPS)
+
     def grade(self, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
         """Pass (1) or fail (0) on all three asserts. A text counts up to the first of `STOPS`."""
-        return grade_programs(self._sandbox, examples, [cut(text, STOPS) for text in texts], self._timeout)
+        return grade_programs(self._sandbox, examples, [self.clean(text) for text in texts], self._timeout)
 
 
 def _example(row: dict[str, Any]) -> Example:

@@ -58,6 +58,9 @@ class Records(Task):
             raise ConfigError(f"task records: no file for the split {split!r}; splits with a file: {known}.")
         return list(self._splits[split])
 
+    def clean(self, text: str) -> str:
+        return text.strip()
+
     def grade(self, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
         return [
             float(text.split() == example.completion.split()) for example, text in zip(examples, texts, strict=True)

@@ -76,6 +76,9 @@ class Codelets(Task):
             self._made[split] = self._make(split)
         return list(self._made[split])
 
+    def clean(self, text: str) -> str:
+        return truncate(text)
+
     def grade(self, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
         """1 where the prompt, the truncated text and the tests run without an error, else 0."""
         if self._sandbox is None:
