@@ -218,15 +218,17 @@ def test_encode_refuses_what_a_receiver_would_refuse(name: str) -> None:
         encode(OUT_OF_BOUNDS[name])
 
 
-@pytest.mark.parametrize("name", [name for name, payload in OUT_OF_BOUNDS.items() if not isinstance(payload, Weights)])
+NO_MSGPACK_FORM = ("number huge", "text surrogate")
+STRUCTS = [
+    name for name, payload in OUT_OF_BOUNDS.items() if not isinstance(payload, Weights) and name not in NO_MSGPACK_FORM
+]
+
+
+@pytest.mark.parametrize("name", STRUCTS)
 def test_decode_refuses_out_of_bounds(name: str) -> None:
     payload = OUT_OF_BOUNDS[name]
-    try:
-        body = msgspec.msgpack.encode(payload)
-    except (OverflowError, UnicodeEncodeError):
-        pytest.skip("this value has no msgpack form")
     with pytest.raises(PayloadError):
-        decode(frame(payload.kind, body))
+        decode(frame(payload.kind, msgspec.msgpack.encode(payload)))
 
 
 def test_largest_allowed_values_pass() -> None:
