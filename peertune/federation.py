@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from peertune.engines.base import Barrier, Engine, Entry, Ref
-from peertune.errors import AgentError, PayloadError
+from peertune.engines.base import Barrier, Engine, Entry, Ref, read_answer
+from peertune.errors import AgentError
 from peertune.ledger import COORDINATOR, EventKind
-from peertune.payloads import Number, Payload, Receipt, Texts, Weights, decode, encode
+from peertune.payloads import Number, Payload, Receipt, Texts, Weights, encode
 
 Key = TypeVar("Key")
 Argument = Payload | Ref | int | float
@@ -95,13 +95,9 @@ class Federation:
     def fetch(self, ref: Ref) -> Payload | None:
         """Bring the answer of one call to the coordinator. Raises `AgentError` if the agent could not give it."""
         raw = self._engine.fetch(ref)
-        if not raw:
-            return None
-        try:
-            payload = decode(raw)
-        except PayloadError as error:
-            raise AgentError(ref.owner, ref.verb, f"its answer is not valid: {error}") from None
-        self.record("transfer", source=ref.owner, destination=COORDINATOR, payload=payload.kind, bytes=len(raw))
+        payload = read_answer(ref, raw)
+        if payload is not None:
+            self.record("transfer", source=ref.owner, destination=COORDINATOR, payload=payload.kind, bytes=len(raw))
         return payload
 
     def gather(self, refs: Mapping[Key, Ref]) -> dict[Key, Any]:

@@ -16,7 +16,7 @@ import msgspec
 
 from peertune.errors import AgentError, PayloadError, PeertuneError
 from peertune.ledger import EventKind
-from peertune.payloads import Payload, decode, encode, kind_of
+from peertune.payloads import Gain, Payload, Profile, Receipt, Scores, Texts, Weights, decode, encode, kind_of
 
 
 class Ref(msgspec.Struct, frozen=True):
@@ -25,6 +25,20 @@ class Ref(msgspec.Struct, frozen=True):
     owner: str
     id: int
     verb: str
+
+
+# what each verb answers; None: nothing
+ANSWERS: dict[str, type[Payload] | None] = {
+    "fit": None,
+    "profile": Profile,
+    "answer": Texts,
+    "learn": Gain,
+    "grade": Scores,
+    "adapter": Weights,
+    "load": None,
+    "checkpoint": Receipt,
+    "restore": None,
+}
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -107,14 +121,13 @@ class Host:
         try:
             values = [self._resolve(ref, arg, rows) for arg in args]
             answer = agent.call(ref.verb, values)
-            self._answers[ref.id] = b"" if answer is None else encode(answer)
+            self._answers[ref.id] = b"" if answer is None else _encoded(answer)
         except AgentError as error:  # an argument's owner failed, or refused to release it
             failure = error
         except PeertuneError as error:
             failure = AgentError(ref.owner, ref.verb, str(error))
         except Exception as error:  # the agent's own text may be private: it stays in the agent's log
-            _write_traceback(agent)
-            failure = AgentError(ref.owner, ref.verb, f"{type(error).__name__} (details in the agent's own log)")
+            failure = AgentError(ref.owner, ref.verb, f"{type(error).__name__} ({_write_traceback(agent)})")
         rows += agent.take_entries()
         if failure:
             self._answers[ref.id] = failure
@@ -128,7 +141,7 @@ class Host:
             raise AgentError(ref.owner, ref.verb, "its answer was dropped when the round ended")
         if isinstance(answer, AgentError):
             raise answer
-        if answer and not self.agents[ref.owner].may_pull(kind_of(answer), caller):
+        if answer and caller != ref.owner and not self.agents[ref.owner].may_pull(kind_of(answer), caller):
             raise AgentError(
                 ref.owner,
                 ref.verb,
@@ -145,28 +158,44 @@ class Host:
         if raw is None:
             assert arg.ref is not None
             raw = self.release(arg.ref, ref.owner)
-        source = arg.ref.owner if arg.ref else None
-        try:
-            payload = decode(raw)
-        except PayloadError as error:
-            raise AgentError(
-                source or "coordinator",
-                arg.ref.verb if arg.ref else ref.verb,
-                f"its answer is not valid: {error}",
-            ) from None
-        if source and source != ref.owner:
-            rows.append(
-                Entry(
-                    "transfer",
-                    {"source": source, "destination": ref.owner, "payload": payload.kind, "bytes": len(raw)},
-                )
-            )
+        payload = read_answer(arg.ref, raw) if arg.ref else decode(raw)
+        if payload is None:
+            raise PayloadError("an argument is empty")
+        if arg.ref and arg.ref.owner != ref.owner:
+            body = {"source": arg.ref.owner, "destination": ref.owner, "payload": payload.kind, "bytes": len(raw)}
+            rows.append(Entry("transfer", body))
         return payload
 
 
-def _write_traceback(agent: Resident) -> None:
+def read_answer(ref: Ref, raw: bytes) -> Payload | None:
+    """The answer that came for `ref`; None if its verb answers nothing. Raises `AgentError` naming the sender."""
+    try:
+        payload = decode(raw) if raw else None
+    except PayloadError as error:
+        raise AgentError(ref.owner, ref.verb, f"its answer is not valid: {error}") from None
+    expected = ANSWERS.get(ref.verb)
+    if (None if payload is None else type(payload)) is not expected:
+        found, wanted = (kind.kind if kind else "nothing" for kind in (payload, expected))
+        raise AgentError(ref.owner, ref.verb, f"its answer is not valid: expected {wanted}, found {found}")
+    return payload
+
+
+def _encoded(answer: Payload) -> bytes:
+    """The wire form, refused here if nobody could read it. Raises `PayloadError`."""
+    raw = encode(answer)
+    kind_of(raw)
+    return raw
+
+
+def _write_traceback(agent: Resident) -> str:
+    """Append the current traceback to the agent's own log; returns where it is."""
     path = agent.log_path()
-    if path is not None:
+    if path is None:
+        return "no details kept"
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             traceback.print_exc(file=file)
+    except OSError as error:
+        return f"the agent's own log cannot be written: {error.strerror}"
+    return "details in the agent's own log"

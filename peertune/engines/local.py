@@ -1,9 +1,8 @@
 """The embedded engine: agents in worker processes of this machine, or (0 workers) in this process.
 
-Calls are lazy: nothing runs before a fetch or a barrier asks for it. The coordinator's process then hands each
-idle worker
-its next ready call. Only payload bytes cross processes. A worker that dies or outlasts the deadline fails its own
-calls; at the barrier it is started again.
+Calls are lazy: nothing runs before a fetch or a barrier asks for it. The coordinator's process then hands each idle
+worker its next ready call. Only payload bytes cross processes. A worker that dies or outlasts the deadline fails its
+own calls; at the barrier it is started again.
 """
 
 import time
@@ -32,6 +31,8 @@ from peertune.ledger import COORDINATOR
 
 Listener = Callable[[Ref, Done], None]
 
+DIED = "its process ended unexpectedly (killed, or out of memory)"
+
 
 @dataclass(slots=True)
 class _Seat:
@@ -49,9 +50,10 @@ class _Round:
     """Everything that ends with the round."""
 
     queues: dict[str, deque[tuple[Ref, list[bytes | Ref]]]]
+    known: set[int] = field(default_factory=set)  # calls of this round; older answers are gone
     done: dict[int, Ref] = field(default_factory=dict)
     failures: dict[int, AgentError] = field(default_factory=dict)
-    refused: dict[int, AgentError] = field(default_factory=dict)  # answers that their owner keeps from the coordinator
+    refused: dict[tuple[int, str], AgentError] = field(default_factory=dict)  # answers kept from one caller
     pulled: dict[tuple[int, str], bytes] = field(default_factory=dict)
     rows: dict[int, list[Entry]] = field(default_factory=dict)
     timings: list[Entry] = field(default_factory=list)
@@ -92,12 +94,13 @@ class LocalEngine(Engine):
 
     def submit(self, ref: Ref, args: Sequence[bytes | Ref]) -> None:
         self._round.queues[ref.owner].append((ref, list(args)))
+        self._round.known.add(ref.id)
 
     def fetch(self, ref: Ref) -> bytes:
         key = (ref.id, COORDINATOR)
         state = self._round
         while key not in state.pulled:
-            if error := state.refused.get(ref.id) or state.failures.get(ref.id):
+            if error := self._unreachable(ref, COORDINATOR):
                 raise error
             self._step(ref)
         return state.pulled[key]
@@ -106,9 +109,7 @@ class LocalEngine(Engine):
         while any(self._round.queues.values()) or any(seat.job for seat in self._seats):
             self._step(None)
         for seat in self._seats:
-            if seat.worker:
-                seat.worker.send(Clear())
-                seat.worker.receive()
+            self._clear(seat)
         self._start([seat for seat in self._seats if not seat.worker])
         ended, self._round = self._round, self._new_round()
         return Barrier(ended.rows, ended.lost, ended.timings)
@@ -153,13 +154,7 @@ class LocalEngine(Engine):
             if seat.worker and seat.job is None and (job := self._next_job(seat, wanted)):
                 self._send(seat, job)
         busy = [seat for seat in self._seats if seat.job]
-        if not busy:
-            if wanted and not any(self._round.queues.values()):
-                self._round.failures[wanted.id] = AgentError(
-                    wanted.owner, wanted.verb, "its answer was dropped when the round ended"
-                )
-            return
-        for seat in self._wait(busy):
+        for seat in self._wait(busy) if busy else []:
             self._receive(seat)
 
     def _send(self, seat: _Seat, job: Message) -> None:
@@ -168,7 +163,15 @@ class LocalEngine(Engine):
         try:
             seat.worker.send(job)
         except OSError:  # it died while idle
-            self._lose(seat, "its process ended unexpectedly (killed, or out of memory)")
+            self._lose(seat, DIED)
+
+    def _clear(self, seat: _Seat) -> None:
+        if seat.worker:
+            try:
+                seat.worker.send(Clear())
+                seat.worker.receive()
+            except (OSError, EOFError):  # it died while idle
+                self._lose(seat, DIED)
 
     def _wait(self, busy: list[_Seat]) -> list[_Seat]:
         inline = [seat for seat in busy if seat.worker and seat.worker.connection is None]
@@ -204,30 +207,36 @@ class LocalEngine(Engine):
         for ref, args in heads:
             if all(self._ready(seat, ref.owner, arg) for arg in args):
                 state.queues[ref.owner].popleft()
-                return Call(ref, [self._argument(ref.owner, arg) for arg in args])
+                return Call(ref, self._arguments(ref.owner, args))
         return None
 
     def _held(self, ref: Ref, caller: str) -> bool:
-        """The answer exists and `caller` does not have it yet."""
+        """The answer exists and `caller` neither has it nor was refused it."""
         state = self._round
-        return ref.id in state.done and ref.id not in state.failures and (ref.id, caller) not in state.pulled
+        return ref.id in state.done and (ref.id, caller) not in state.pulled and self._unreachable(ref, caller) is None
 
     def _ready(self, seat: _Seat, caller: str, arg: bytes | Ref) -> bool:
         if isinstance(arg, bytes) or (arg.id, caller) in self._round.pulled:
             return True
         return self._seat_of[arg.owner] is seat and arg.id in self._round.done
 
-    def _argument(self, caller: str, arg: bytes | Ref) -> Argument:
-        if isinstance(arg, bytes):
-            return Argument(None, arg)
-        return Argument(arg, self._round.pulled.pop((arg.id, caller), None))
+    def _arguments(self, caller: str, args: list[bytes | Ref]) -> list[Argument]:
+        pulled = self._round.pulled
+        arguments = [
+            Argument(None, arg) if isinstance(arg, bytes) else Argument(arg, pulled.get((arg.id, caller)))
+            for arg in args
+        ]
+        for arg in args:  # afterwards: the same answer may be two arguments
+            if isinstance(arg, Ref):
+                pulled.pop((arg.id, caller), None)
+        return arguments
 
     def _receive(self, seat: _Seat) -> None:
         assert seat.worker
         try:
             reply = seat.worker.receive()
         except EOFError:
-            self._lose(seat, "its process ended unexpectedly (killed, or out of memory)")
+            self._lose(seat, DIED)
             return
         job, seat.job = seat.job, None
         match job, reply:
@@ -236,7 +245,7 @@ class LocalEngine(Engine):
             case Release(ref=ref, caller=caller), Value(raw=raw):
                 self._round.pulled[ref.id, caller] = raw
             case Release(ref=ref, caller=caller), Withheld(failure=failure):
-                self._withhold(ref, caller, AgentError(*failure))
+                self._round.refused[ref.id, caller] = AgentError(*failure)
 
     def _finish(self, ref: Ref, done: Done) -> None:
         state = self._round
@@ -250,32 +259,33 @@ class LocalEngine(Engine):
         )
         self._listener(ref, done)
 
-    def _withhold(self, ref: Ref, caller: str, error: AgentError) -> None:
-        """The owner refused: whoever waits for the answer fails, the owner does not."""
-        if caller == COORDINATOR:
-            self._round.refused[ref.id] = error
-            return
-        call, _ = self._round.queues[caller].popleft()
-        self._fail(call, error)
-
     def _fail(self, call: Ref, error: AgentError) -> None:
         self._round.failures[call.id] = error
         self._round.done[call.id] = call
         self._round.rows[call.id] = [Entry("failure", {"agent": error.agent, "verb": error.verb, "cause": error.cause})]
 
     def _fail_unreachable(self) -> None:
-        """Calls whose argument failed, or whose agent is gone, fail without being run."""
+        """Calls whose argument will never come, or whose agent is gone, fail without being run."""
         for name, queue in self._round.queues.items():
             while queue:
                 call, args = queue[0]
-                missing = [arg.id for arg in args if isinstance(arg, Ref) and (arg.id, name) not in self._round.pulled]
-                failed = [self._round.failures[id] for id in missing if id in self._round.failures]
+                errors = [self._unreachable(arg, name) for arg in args if isinstance(arg, Ref)]
                 if self._seat_of[name].worker is None:
-                    failed = [AgentError(name, call.verb, "its process was lost earlier in this round")]
-                if not failed:
+                    errors = [AgentError(name, call.verb, "its process was lost earlier in this round")]
+                error = next(filter(None, errors), None)
+                if error is None:
                     break
                 queue.popleft()
-                self._fail(call, failed[0])
+                self._fail(call, error)
+
+    def _unreachable(self, ref: Ref, caller: str) -> AgentError | None:
+        """Why `caller` will never have this answer; None if it has it, or may yet."""
+        state = self._round
+        if (ref.id, caller) in state.pulled:
+            return None
+        if ref.id not in state.known:
+            return AgentError(ref.owner, ref.verb, "its answer was dropped when the round ended")
+        return state.refused.get((ref.id, caller)) or state.failures.get(ref.id)
 
     def _lose(self, seat: _Seat, cause: str) -> None:
         """A worker is gone: its current call fails with `cause`, and so does everything that only it knew."""

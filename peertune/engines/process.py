@@ -35,7 +35,7 @@ class Process:
         """The next reply. Raises `EOFError` if the process died."""
         try:
             return msgspec.msgpack.decode(self.connection.recv_bytes(), type=Reply)
-        except ConnectionResetError:
+        except OSError:  # it died with a request unread, or in the middle of its reply
             raise EOFError from None
 
     def stop(self) -> None:
