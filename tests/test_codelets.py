@@ -157,9 +157,7 @@ def test_answers_to_other_problems_fail(sandbox: Sandbox):
     assert [(e.key, wrong) for (e, wrong), grade in zip(cases, grades, strict=True) if grade] == []
 
 
-@pytest.mark.parametrize(
-    "text", ["", "\n    pass", "\n    return None", "\n    return 0", "\n    return (", "x"]
-)
+@pytest.mark.parametrize("text", ["", "\n    pass", "\n    return None", "\n    return 0", "\n    return (", "x"])
 def test_answers_that_say_nothing_fail(sandbox: Sandbox, text: str):
     examples = small(1).examples("test")
     assert sum(small(1, sandbox).grade(examples, [text] * len(examples))) == 0

@@ -80,9 +80,7 @@ def _wording(
 def wrong_expressions(template: Template, constants: Mapping[str, Constant]) -> list[str]:
     """Expressions over `a` and `b` that differ from the right one in one operator or one constant."""
     names = {"a": "a", "b": "b"}
-    changed = [
-        names | dict(constants) | {slot: other} for slot in constants for other in _others(slot, constants)
-    ]
+    changed = [names | dict(constants) | {slot: other} for slot in constants for other in _others(slot, constants)]
     wrong = [template.expression.format(**fields) for fields in changed]
     right = template.expression.format(**names, **constants)
     for old, new in _SWAPS:
@@ -127,9 +125,7 @@ def _arguments(template: Template, constants: Mapping[str, Constant], rng: rando
     return arguments
 
 
-def _candidates(
-    template: Template, constants: Mapping[str, Constant], rng: random.Random
-) -> list[_Candidate]:
+def _candidates(template: Template, constants: Mapping[str, Constant], rng: random.Random) -> list[_Candidate]:
     """Random inputs on which the right expression gives an answer, until each wrong one is told apart."""
     right = _function(template, template.expression.format(a="a", b="b", **constants))
     wrong = [_function(template, expression) for expression in wrong_expressions(template, constants)]
@@ -147,9 +143,7 @@ def _candidates(
     return found
 
 
-def _tests(
-    template: Template, constants: Mapping[str, Constant], function: str, rng: random.Random
-) -> tuple[str, ...]:
+def _tests(template: Template, constants: Mapping[str, Constant], function: str, rng: random.Random) -> tuple[str, ...]:
     """Asserts that together tell apart as many wrong expressions as five of the candidates can."""
     candidates = _candidates(template, constants, rng)
     killed: frozenset[int] = frozenset()

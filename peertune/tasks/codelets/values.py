@@ -79,9 +79,7 @@ def random_input(rng: random.Random, kind: str, constants: Mapping[str, Constant
             return rng.randint(1, 6)
         case "M":
             longest = 10 if "q" not in constants else max(numbers) + 3
-            return [
-                _numbers(rng, numbers, rng.randint(longest - 3, longest)) for _ in range(rng.randint(1, 4))
-            ]
+            return [_numbers(rng, numbers, rng.randint(longest - 3, longest)) for _ in range(rng.randint(1, 4))]
         case _:
             return separator.join(_fields(rng, kind))
 
