@@ -16,6 +16,7 @@ from peertune.config.schema import (
     MBPPTask,
     RecordsTask,
     TaskConfig,
+    Training,
 )
 from peertune.engines.base import Resident
 from peertune.errors import ConfigError
@@ -140,14 +141,24 @@ def _agent(config: Config, agent_config: AgentConfig, lm: LanguageModel, data: A
         name=name,
         seed=config.seed,
         folder=folder,
-        training=TrainingSettings(
-            **(config.training.model_dump() | {"max_length": min(config.training.max_length, lm.max_length)})
-        ),
+        training=_training(config.training, lm),
         max_new_tokens=config.evaluation.max_new_tokens,
         codebleu=config.evaluation.codebleu,
         release=agent_config.release.model_dump(),
     )
     return Agent(settings, lm, data, record)
+
+
+def _training(section: Training, lm: LanguageModel) -> TrainingSettings:
+    return TrainingSettings(
+        learning_rate=section.learning_rate,
+        batch_size=section.batch_size,
+        warmup_steps=section.warmup_steps,
+        weight_decay=section.weight_decay,
+        clip_norm=section.clip_norm,
+        accumulate=section.accumulate,
+        max_length=min(section.max_length, lm.max_length),
+    )
 
 
 def _facts(

@@ -56,7 +56,9 @@ def _device() -> Check:
 
 
 def _memory() -> Check:
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    from peertune.machine import available_memory
+
+    available = available_memory() / 1e9
     low = available < MIN_MEMORY_GB
     return Check("Memory", f"{available:.1f} GB free", "close programs, or set engine.workers: 1" if low else "")
 

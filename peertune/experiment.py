@@ -26,7 +26,7 @@ from peertune.engines.worker import Done
 from peertune.errors import AgentError, ConfigError, PeertuneError, StorageError
 from peertune.federation import Federation
 from peertune.ledger import Event, Ledger
-from peertune.machine import machine, seating
+from peertune.machine import check_memory, machine, seating
 from peertune.matchmakers import MATCHMAKERS
 from peertune.methods import METHODS, Budget, Method, Run
 from peertune.methods.base import State
@@ -261,6 +261,7 @@ class Experiment:
     @contextmanager
     def _engine(self) -> Iterator[LocalEngine]:
         groups, environments = seating(self.config)
+        check_memory(self.config, groups)
         spec = msgspec.json.encode(Spec(self.config.model_dump_json(), str(self.folder)))
         engine = LocalEngine(
             BUILDER,
