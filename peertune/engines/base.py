@@ -27,6 +27,8 @@ class Ref(msgspec.Struct, frozen=True):
     verb: str
 
 
+Fields = tuple[str, str, str]  # of an AgentError: agent, verb, cause
+
 # what each verb answers; None: nothing
 ANSWERS: dict[str, type[Payload] | None] = {
     "fit": None,
@@ -100,10 +102,19 @@ class Resident(Protocol):
 
 
 class Argument(msgspec.Struct, frozen=True):
-    """One argument of a call: bytes from `source`, or (`raw` is None) a Ref whose owner lives at the same host."""
+    """One argument of a call: bytes, from the coordinator or the owner of `ref`, or the reason why they cannot come.
+
+    Neither: the owner of `ref` lives at the same host.
+    """
 
     ref: Ref | None
     raw: bytes | None
+    failure: Fields | None = None
+
+
+def fields_of(error: AgentError) -> Fields:
+    """The error as it crosses processes: `AgentError(*fields)` makes it again."""
+    return error.agent, error.verb, error.cause
 
 
 @dataclass(slots=True)
@@ -119,8 +130,7 @@ class Host:
         rows: list[Entry] = []
         failure = None
         try:
-            values = [self._resolve(ref, arg, rows) for arg in args]
-            answer = agent.call(ref.verb, values)
+            answer = agent.call(ref.verb, self._resolve_all(ref, args, rows))
             self._answers[ref.id] = b"" if answer is None else _encoded(answer)
         except AgentError as error:  # an argument's owner failed, or refused to release it
             failure = error
@@ -153,7 +163,22 @@ class Host:
         """Drop all answers."""
         self._answers.clear()
 
+    def _resolve_all(self, ref: Ref, args: Sequence[Argument], rows: list[Entry]) -> list[Payload]:
+        """Every argument that arrived is counted, also if another did not; then the first failure is raised."""
+        values: list[Payload] = []
+        failures: list[PeertuneError] = []
+        for arg in args:
+            try:
+                values.append(self._resolve(ref, arg, rows))
+            except PeertuneError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        return values
+
     def _resolve(self, ref: Ref, arg: Argument, rows: list[Entry]) -> Payload:
+        if arg.failure:
+            raise AgentError(*arg.failure)
         raw = arg.raw
         if raw is None:
             assert arg.ref is not None

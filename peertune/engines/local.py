@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any
 
-from peertune.engines.base import Argument, Barrier, Engine, Entry, Ref
+from peertune.engines.base import Argument, Barrier, Engine, Entry, Ref, fields_of
 from peertune.engines.process import Inline, Process
 from peertune.engines.worker import (
     Call,
@@ -149,7 +149,7 @@ class LocalEngine(Engine):
     # One step of the schedule: give every idle worker its next job, then take one reply.
 
     def _step(self, wanted: Ref | None) -> None:
-        self._fail_unreachable()
+        self._fail_orphans()
         for seat in self._seats:
             if seat.worker and seat.job is None and (job := self._next_job(seat, wanted)):
                 self._send(seat, job)
@@ -177,17 +177,17 @@ class LocalEngine(Engine):
         inline = [seat for seat in busy if seat.worker and seat.worker.connection is None]
         if inline:
             return inline
-        by_connection = {seat.worker.connection: seat for seat in busy if seat.worker}
+        by_connection = {seat.worker.connection: seat for seat in busy if isinstance(seat.worker, Process)}
         remaining = min(seat.started for seat in busy) + self._deadline - time.monotonic()
         ready = wait(list(by_connection), timeout=max(0.0, remaining))
         if not ready:
             for seat in busy:
                 if time.monotonic() - seat.started >= self._deadline:
                     self._lose(seat, f"no answer within {self._deadline:g} s; its process was stopped")
-        return [by_connection[connection] for connection in ready]  # pyright: ignore[reportArgumentType]
+        return [by_connection[connection] for connection in ready]
 
     def _next_job(self, seat: _Seat, wanted: Ref | None) -> Message | None:
-        """Answers that somebody waits for first, then the oldest call whose arguments are there."""
+        """Answers that somebody waits for first, then the oldest call whose arguments are settled."""
         state = self._round
         for name, queue in state.queues.items():
             if queue:
@@ -205,7 +205,7 @@ class LocalEngine(Engine):
             (state.queues[name][0] for name in seat.names if state.queues[name]), key=lambda head: head[0].id
         )
         for ref, args in heads:
-            if all(self._ready(seat, ref.owner, arg) for arg in args):
+            if all(self._settled(seat, ref.owner, arg) for arg in args):
                 state.queues[ref.owner].popleft()
                 return Call(ref, self._arguments(ref.owner, args))
         return None
@@ -215,20 +215,23 @@ class LocalEngine(Engine):
         state = self._round
         return ref.id in state.done and (ref.id, caller) not in state.pulled and self._unreachable(ref, caller) is None
 
-    def _ready(self, seat: _Seat, caller: str, arg: bytes | Ref) -> bool:
-        if isinstance(arg, bytes) or (arg.id, caller) in self._round.pulled:
+    def _settled(self, seat: _Seat, caller: str, arg: bytes | Ref) -> bool:
+        """The argument is there, or never will be."""
+        if isinstance(arg, bytes) or (arg.id, caller) in self._round.pulled or self._unreachable(arg, caller):
             return True
         return self._seat_of[arg.owner] is seat and arg.id in self._round.done
 
     def _arguments(self, caller: str, args: list[bytes | Ref]) -> list[Argument]:
-        pulled = self._round.pulled
-        arguments = [
-            Argument(None, arg) if isinstance(arg, bytes) else Argument(arg, pulled.get((arg.id, caller)))
-            for arg in args
-        ]
-        for arg in args:  # afterwards: the same answer may be two arguments
-            if isinstance(arg, Ref):
-                pulled.pop((arg.id, caller), None)
+        pulled = {arg.id: self._round.pulled.get((arg.id, caller)) for arg in args if isinstance(arg, Ref)}
+        arguments = []
+        for arg in args:
+            if isinstance(arg, bytes):
+                arguments.append(Argument(None, arg))
+                continue
+            error = self._unreachable(arg, caller)
+            arguments.append(Argument(arg, pulled[arg.id], fields_of(error) if error else None))
+        for id in pulled:
+            self._round.pulled.pop((id, caller), None)
         return arguments
 
     def _receive(self, seat: _Seat) -> None:
@@ -264,19 +267,12 @@ class LocalEngine(Engine):
         self._round.done[call.id] = call
         self._round.rows[call.id] = [Entry("failure", {"agent": error.agent, "verb": error.verb, "cause": error.cause})]
 
-    def _fail_unreachable(self) -> None:
-        """Calls whose argument will never come, or whose agent is gone, fail without being run."""
+    def _fail_orphans(self) -> None:
+        """Calls to agents whose process is gone fail without being run."""
         for name, queue in self._round.queues.items():
-            while queue:
-                call, args = queue[0]
-                errors = [self._unreachable(arg, name) for arg in args if isinstance(arg, Ref)]
-                if self._seat_of[name].worker is None:
-                    errors = [AgentError(name, call.verb, "its process was lost earlier in this round")]
-                error = next(filter(None, errors), None)
-                if error is None:
-                    break
-                queue.popleft()
-                self._fail(call, error)
+            while queue and self._seat_of[name].worker is None:
+                call, _ = queue.popleft()
+                self._fail(call, AgentError(name, call.verb, "its process was lost earlier in this round"))
 
     def _unreachable(self, ref: Ref, caller: str) -> AgentError | None:
         """Why `caller` will never have this answer; None if it has it, or may yet."""

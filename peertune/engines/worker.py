@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from peertune.engines.base import Argument, Entry, Host, Ref, Resident
+from peertune.engines.base import Argument, Entry, Fields, Host, Ref, Resident, fields_of
 from peertune.errors import AgentError, PeertuneError
 
 
@@ -56,10 +56,10 @@ class Refused(msgspec.Struct, tag=True):
 
 
 class Done(msgspec.Struct, tag=True):
-    """A call has run. `failure` is (agent, verb, cause); `seconds` are (wall, CPU)."""
+    """A call has run. `seconds` are (wall, CPU)."""
 
     rows: list[Entry]
-    failure: tuple[str, str, str] | None
+    failure: Fields | None
     seconds: tuple[float, float]
 
 
@@ -68,7 +68,7 @@ class Value(msgspec.Struct, tag=True):
 
 
 class Withheld(msgspec.Struct, tag=True):
-    failure: tuple[str, str, str]
+    failure: Fields
 
 
 Message = Start | Call | Release | Clear
@@ -90,12 +90,12 @@ class Server:
                 wall, cpu = time.monotonic(), time.process_time()
                 rows, failure = self._host.run(message.ref, message.args)
                 seconds = (time.monotonic() - wall, time.process_time() - cpu)
-                return Done(rows, _fields(failure) if failure else None, seconds)
+                return Done(rows, fields_of(failure) if failure else None, seconds)
             case Release():
                 try:
                     return Value(self._host.release(message.ref, message.caller))
                 except AgentError as error:
-                    return Withheld(_fields(error))
+                    return Withheld(fields_of(error))
             case Clear():
                 self._host.clear()
                 return Value(b"")
@@ -113,10 +113,6 @@ def load_builder(path: str) -> Builder:
     """The function that "module:function" names."""
     module, _, function = path.partition(":")
     return getattr(importlib.import_module(module), function)
-
-
-def _fields(error: AgentError) -> tuple[str, str, str]:
-    return error.agent, error.verb, error.cause
 
 
 def main() -> None:
