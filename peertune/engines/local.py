@@ -184,7 +184,7 @@ class LocalEngine(Engine):
             for seat in busy:
                 if time.monotonic() - seat.started >= self._deadline:
                     self._lose(seat, f"no answer within {self._deadline:g} s; its process was stopped")
-        return [by_connection[connection] for connection in ready]
+        return [by_connection[connection] for connection in ready]  # pyright: ignore[reportArgumentType]
 
     def _next_job(self, seat: _Seat, wanted: Ref | None) -> Message | None:
         """Answers that somebody waits for first, then the oldest call whose arguments are settled."""
