@@ -206,7 +206,9 @@ def test_the_corpus_holds_no_docstring_of_the_benchmark():
     patterns = "|".join(as_pattern(phrasing) for t in templates() for phrasing in t.phrasings)
     known = re.compile(f'"""({patterns})"""')
     assert all(known.search(example.prompt) for example in small(0).examples("test"))
-    assert [source for source in documents(0, 20_000) if known.search(source)] == []
+    for seed in (1, 2, 3, 4):  # all that scripts/pretrain.py showed to the four tokenizers and models
+        sources = documents(seed, 6000) + documents(1000 + seed, 80_000)
+        assert [source for source in sources if known.search(source)] == []
 
 
 def test_the_corpus_parses_and_is_the_one_the_models_learned_from():
