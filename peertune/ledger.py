@@ -23,6 +23,7 @@ from peertune.errors import ConfigError, StorageError
 
 COORDINATOR = "coordinator"
 SCHEMA_VERSION = 1
+PATIENCE = 60.0  # seconds to wait for whoever else reads or writes the file
 EventKind = Literal["run", "transfer", "metric", "scores", "profile", "pair", "failure", "checkpoint", "done"]
 
 _SCHEMA = """
@@ -65,29 +66,34 @@ class Ledger:
         self._db = connection
         self._pending: list[tuple[str, int, str, str, str]] = []
         self._pending_facts: list[tuple[float, str, str]] = []
-        with self._storage():
-            row = self._db.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
-        self.seq, self.head = row if row else (0, "0" * 64)
+        self.seq, self.head = self._last()
 
     @classmethod
     def create(cls, path: Path) -> "Ledger":
         """A new, empty ledger at `path`. Raises `StorageError` if the disk refuses."""
-        with _translate(path):
-            connection = _connect(path)
+        with _connected(path, "rwc") as connection:
             connection.executescript(f"{_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION};")
-        return cls(path, connection)
+            return cls(path, connection)
 
     @classmethod
     def open(cls, path: Path) -> "Ledger":
         """The ledger at `path`, to be continued. Raises `ConfigError` if it is missing, damaged or of another
         version.
         """
-        return cls(path, _open(path, "rw"))
+        with _checked(path, "rw") as connection:
+            return cls(path, connection)
 
     @classmethod
     def read(cls, path: Path) -> "Ledger":
-        """The ledger at `path`, for reading only; another process may be writing it."""
-        return cls(path, _open(path, "ro"))
+        """The ledger at `path`, for reading only; another process may be writing it. Raises as `open` does."""
+        try:
+            with _checked(path, "ro") as connection:
+                return cls(path, connection)
+        except StorageError as error:
+            if getattr(error.__cause__, "sqlite_errorcode", 0) != sqlite3.SQLITE_READONLY_ROLLBACK:
+                raise
+        cls.open(path).close()  # the run was killed while it committed: roll that back, as its resumption would
+        return cls.read(path)
 
     def append(self, arm: str, round: int, phase: str, kind: EventKind, body: dict[str, Any]) -> None:
         """Add an event to the transaction that the next `commit` writes. NaN and infinity are refused."""
@@ -120,49 +126,59 @@ class Ledger:
         """
         with self._storage(), self._db:
             self._db.execute("DELETE FROM events WHERE seq > ?", (seq,))
-        row = self._db.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
-        self.seq, self.head = row if row else (0, "0" * 64)
+        self.seq, self.head = self._last()
 
     def events(self, kind: EventKind | None = None, arm: str | None = None) -> Iterator[Event]:
         """Committed events in order, optionally of one kind or arm."""
-        query = (
-            "SELECT seq, arm, round, phase, kind, body FROM events WHERE (?1 IS NULL OR kind = ?1) "
-            "AND (?2 IS NULL OR arm = ?2)"
-        )
-        with self._storage():
-            for seq, arm_, round_, phase, kind_, body in self._db.execute(f"{query} ORDER BY seq", (kind, arm)):
-                yield Event(seq, arm_, round_, phase, kind_, json.loads(body))
+        where = "(?1 IS NULL OR kind = ?1) AND (?2 IS NULL OR arm = ?2)"
+        query = f"SELECT seq, arm, round, phase, kind, body FROM events WHERE {where} ORDER BY seq"
+        for seq, arm_, round_, phase, kind_, body in self._rows(query, kind, arm):
+            yield Event(seq, arm_, round_, phase, kind_, self._parsed(f"event {seq}", body))
 
     def facts(self, kind: str | None = None) -> Iterator[Fact]:
         """Committed facts in order, optionally of one kind."""
         query = "SELECT seq, time, kind, body FROM facts WHERE ?1 IS NULL OR kind = ?1 ORDER BY id"
-        with self._storage():
-            for seq, time_, kind_, body in self._db.execute(query, (kind,)):
-                yield Fact(seq, time_, kind_, json.loads(body))
+        for seq, time_, kind_, body in self._rows(query, kind):
+            yield Fact(seq, time_, kind_, self._parsed(f"a fact after event {seq}", body))
 
     def verify(self) -> None:
-        """Check the hash chain from the first event to the head. Raises `ConfigError` naming the first broken event."""
+        """Check the hash chain from the first event to the head. Raises `ConfigError` naming the first broken event.
+
+        Events cut off at the end leave a whole chain: only a head noted elsewhere can tell.
+        """
         head = "0" * 64
-        query = "SELECT seq, arm, round, phase, kind, body, hash FROM events ORDER BY seq"
-        with self._storage():
-            for seq, arm, round_, phase, kind, body, stored in self._db.execute(query):
-                head = _link(head, arm, round_, phase, kind, body)
-                if head != stored:
-                    raise ConfigError(
-                        f"{self.path}: event {seq} was changed after it was written; its hash does not fit"
-                    )
+        rows = self._rows("SELECT seq, arm, round, phase, kind, body, hash FROM events ORDER BY seq")
+        for place, (seq, *fields, stored) in enumerate(rows, start=1):
+            head = _link(head, *fields)
+            if (seq, stored) != (place, head):
+                raise ConfigError(f"{self.path}: event {place} was changed after it was written; its hash does not fit")
 
     def export(self, path: Path) -> None:
         """Write all events and facts as JSON lines (`ledger.jsonl`)."""
         with _translate(path), path.open("w", encoding="utf-8") as file:
             for row in (*self.events(), *self.facts()):
-                file.write(json.dumps(msgspec.to_builtins(row), ensure_ascii=False) + "\n")
+                file.write(json.dumps(msgspec.to_builtins(row)) + "\n")
 
     def close(self) -> None:
         self._db.close()
 
     def _storage(self) -> AbstractContextManager[None]:
         return _translate(self.path)
+
+    def _last(self) -> tuple[int, str]:
+        rows = self._rows("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1")
+        return rows[0] if rows else (0, "0" * 64)
+
+    def _rows(self, query: str, *parameters: str | None) -> list[tuple[Any, ...]]:
+        """All rows at once: a reader that kept the file while its caller works would keep the run from writing."""
+        with self._storage():
+            return self._db.execute(query, parameters).fetchall()
+
+    def _parsed(self, what: str, body: str) -> dict[str, Any]:
+        try:
+            return json.loads(body)
+        except ValueError:
+            raise ConfigError(f"{self.path}: {what} is damaged; restore the ledger from a backup") from None
 
 
 def total_bytes(events: Iterable[Event]) -> int:
@@ -171,35 +187,45 @@ def total_bytes(events: Iterable[Event]) -> int:
 
 
 def _canonical(body: dict[str, Any]) -> str:
-    return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _link(head: str, *fields: str | int) -> str:
-    return hashlib.sha256(json.dumps([head, *fields], ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([head, *fields]).encode()).hexdigest()
 
 
-def _connect(path: Path, mode: str = "rwc") -> sqlite3.Connection:
-    connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode={mode}", uri=True)
-    if mode != "ro":  # a rollback journal: WAL has a corruption bug in the SQLite of today's distributions
-        connection.execute("PRAGMA journal_mode = TRUNCATE")
-        connection.execute("PRAGMA synchronous = EXTRA")
-    return connection
+@contextmanager
+def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
+    """A connection, closed again if what follows fails."""
+    with _translate(path):
+        connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode={mode}", timeout=PATIENCE, uri=True)
+        try:
+            if mode != "ro":  # a rollback journal: WAL has a corruption bug in the SQLite of today's distributions
+                connection.execute("PRAGMA journal_mode = TRUNCATE")
+                connection.execute("PRAGMA synchronous = EXTRA")
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
 
 
-def _open(path: Path, mode: str) -> sqlite3.Connection:
+@contextmanager
+def _checked(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
+    """A connection to a ledger that is there, whole and of this version."""
     if not path.is_file():
         raise ConfigError(f"no ledger at {path}; `peertune ls` shows the runs there are")
-    with _translate(path):
-        connection = _connect(path, mode)
+    with _connected(path, mode) as connection:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (verdict,) = connection.execute("PRAGMA quick_check").fetchone()
-    if version != SCHEMA_VERSION:
-        raise ConfigError(
-            f"{path} has ledger version {version}, this peertune reads {SCHEMA_VERSION}; use the version that wrote it"
-        )
-    if verdict != "ok":
-        raise ConfigError(f"{path} is damaged ({verdict}); restore it from a backup or start a new run")
-    return connection
+        if version != SCHEMA_VERSION:
+            raise ConfigError(
+                f"{path} has ledger version {version}, this peertune reads {SCHEMA_VERSION}; "
+                f"use the version that wrote it"
+            )
+        query = "SELECT integrity_check = 'ok' FROM pragma_integrity_check(1)"
+        (whole,) = connection.execute(query).fetchone()
+        if not whole:
+            raise ConfigError(f"{path} is damaged; restore it from a backup or start a new run")
+        yield connection
 
 
 @contextmanager
@@ -207,7 +233,7 @@ def _translate(path: Path) -> Iterator[None]:
     """Turn what SQLite and the file system raise into one clear line."""
     try:
         yield
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite quotes what a damaged file says
         raise StorageError(
             f"{path}: the ledger cannot be read or written ({error}); free space or check the rights"
         ) from error
