@@ -7,6 +7,7 @@ row that names it is committed. So whatever moment a machine stops at, the last 
 import hashlib
 import os
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from peertune.errors import StorageError
@@ -19,17 +20,18 @@ class Blobs:
         self.folder = folder
 
     def put(self, raw: bytes) -> str:
-        """Store `raw` and return its digest. Raises `StorageError`, leaving nothing behind, if the disk refuses."""
+        """Store `raw` and return its digest. If the disk refuses: `StorageError`, and no half-written file is left."""
         digest = hashlib.sha256(raw).hexdigest()
         target, temporary = self.folder / digest, self.folder / f"{digest}.{os.getpid()}.tmp"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not target.exists():
+            if not (target.exists() and target.read_bytes() == raw):  # what was damaged on disk is written again
                 _write(temporary, raw)
                 os.replace(temporary, target)
-                _sync_folder(self.folder)
+            _sync_folder(self.folder)  # also of a file that is there: an earlier sync may have been refused
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
             raise StorageError(
                 f"{self.folder}: a checkpoint of {len(raw):,} bytes was not written ({error.strerror}); "
                 f"free space or check the rights"
@@ -48,10 +50,16 @@ class Blobs:
         return raw
 
     def keep(self, digests: Collection[str]) -> None:
-        """Delete every file of the folder that is not named in `digests`, and what interrupted writes left."""
-        for path in self.folder.glob("*"):
-            if path.name not in digests:
-                path.unlink(missing_ok=True)
+        """Delete every file of the folder that is not named in `digests`, and what interrupted writes left.
+
+        Raises `StorageError` if the disk refuses.
+        """
+        try:
+            for path in self.folder.glob("*"):
+                if path.name not in digests:
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{self.folder}: old checkpoints cannot be deleted ({error.strerror})") from error
 
 
 def _write(path: Path, raw: bytes) -> None:
