@@ -29,7 +29,7 @@ class AgentRecord(msgspec.Struct):
     cursor: int = 0
     given: int = 0
     received: int = 0
-    train_loss: float = 0.0
+    train_loss: float | None = None
     train_loss_change: float = 0.0
     validation_loss: float = 0.0
     validation_score: float = 0.0
@@ -39,7 +39,7 @@ class AgentRecord(msgspec.Struct):
 
     def trained(self, loss: float) -> None:
         """Note the mean loss (nats a token) of one local training."""
-        self.train_loss_change = loss - self.train_loss if self.train_loss else 0.0
+        self.train_loss_change = 0.0 if self.train_loss is None else loss - self.train_loss
         self.train_loss = loss
 
     def learned(self, gain: Gain) -> None:
@@ -87,7 +87,7 @@ def build_profile(record: AgentRecord, loss: float, score: float) -> Profile:
         score,
         0.0 if first else score - record.validation_score,
         math.exp(-loss),  # the reciprocal of perplexity: bounded
-        record.train_loss,
+        record.train_loss or 0.0,
         record.train_loss_change,
         record.received / 10,
         record.given / 10,
