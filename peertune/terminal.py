@@ -1,5 +1,6 @@
 """What a person sees in a terminal: live progress and tables. Rich is used here and nowhere else."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -14,12 +15,15 @@ from peertune.ledger import Ledger
 from peertune.report import run_tables, write_report
 
 
+FILE_WIDTH = 120  # columns of a table that is written to a file
+
+
 class Progress:
     """Live bars of a run: one for the rounds of each arm, one line for what happened last. Called with (event,
     body).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         columns = (
             TextColumn("{task.description:<10}"),
             BarColumn(),
@@ -27,7 +31,7 @@ class Progress:
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        self._bars = Bars(*columns, console=Console(highlight=False))
+        self._bars = Bars(*columns, console=console or Console(highlight=False))
         self._tasks: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -44,9 +48,7 @@ class Progress:
 
     def _on_agents(self, body: dict[str, Any]) -> None:
         agents = body["agents"]
-        self._bars.console.print(
-            f"{len(agents)} agents; the first training example of {agents[0]['name']}, «» around what carries loss:"
-        )
+        self._bars.console.print(f"{len(agents)} agents; the first training example of {agents[0]['name']}:")
         self._bars.console.print(escape(_printable(body["previews"][agents[0]["name"]])), style="dim")
         for agent in agents:
             if agent["truncated"]:
@@ -60,7 +62,8 @@ class Progress:
             self._tasks[arm] = self._bars.add_task(arm, total=total, completed=max(0, body["round"] - 1), note="")
 
     def _on_call(self, body: dict[str, Any]) -> None:
-        self._bars.update(self._tasks[body["arm"]], note=f"{body['agent']} {body['verb']} {body['seconds']:.1f} s")
+        if body["arm"] in self._tasks:  # agents are put back to the start before an arm's first round begins
+            self._bars.update(self._tasks[body["arm"]], note=f"{body['agent']} {body['verb']} {body['seconds']:.1f} s")
 
     def _on_round(self, body: dict[str, Any]) -> None:
         self._bars.update(self._tasks[body["arm"]], advance=1)
@@ -87,7 +90,7 @@ def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     table = Table(*map(escape, columns), title=escape(title), title_justify="left")
     for row in rows:
         table.add_row(*(escape(_printable(str(cell))) for cell in row))
-    Console(highlight=False).print(table)
+    Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
 
 
 def print_run(folder: Path) -> None:

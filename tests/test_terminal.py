@@ -1,0 +1,68 @@
+"""What a person sees: live progress over a true run, and tables that foreign text cannot break."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from small import make_models, run, small_config
+
+from peertune.terminal import Progress, print_rows, print_run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, dict[str, Any]]]]:
+    """A small run, and everything that its watch was told."""
+    folder = tmp_path_factory.mktemp("terminal")
+    heard: list[tuple[str, dict[str, Any]]] = []
+    config = small_config(
+        make_models(folder), "llama gpt2", rounds=1, baselines={"local": "local"}, evaluation={"max_new_tokens": 4}
+    )
+    run(folder / "run", config, lambda event, body: heard.append((event, body))).close()
+    return folder / "run", heard
+
+
+def console() -> tuple[Console, io.StringIO]:
+    screen = io.StringIO()
+    return Console(file=screen, force_terminal=True, width=160, highlight=False), screen
+
+
+def test_progress_follows_a_true_run(finished: tuple[Path, list[tuple[str, dict[str, Any]]]]) -> None:
+    target, screen = console()
+    with Progress(target) as progress:
+        for event, body in finished[1]:
+            progress(event, body)
+    shown = screen.getvalue()
+    assert "2 agents" in shown and "taught" in shown and "learned" in shown  # agents, a pairing, the first example
+    for arm in ("start", "local", "knexa"):
+        assert arm in shown
+    assert shown.count("1/1") >= 3  # every bar reached its end
+
+
+def test_progress_says_what_failed_without_obeying_its_text() -> None:
+    target, screen = console()
+    with Progress(target) as progress:
+        progress(
+            "failure", {"arm": "knexa", "round": 1, "agent": "a0", "verb": "fit", "cause": "[red]x\x1b[2J\u202eevil"}
+        )
+        progress("damaged", {"arm": "knexa", "round": 2, "cause": "checkpoint was damaged"})
+    shown = screen.getvalue()
+    assert "a0.fit failed: [red]x" in shown and "made again" in shown
+    assert "\x1b[2J" not in shown and "\u202e" not in shown
+
+
+def test_tables_and_report_at_the_end(
+    finished: tuple[Path, list[tuple[str, dict[str, Any]]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_run(finished[0])
+    shown = capsys.readouterr().out
+    for words in ("Pass@1", "before", "Who taught whom", "Bytes", "report: ", "report.html"):
+        assert words in shown
+    assert (finished[0] / "report" / "report.html").is_file()
+
+
+def test_a_table_keeps_its_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    print_rows("Checks", ["Check", "Found"], [["Disk", "[bold]3 GB\x1b[1m"]])
+    shown = capsys.readouterr().out
+    assert "[bold]3 GB" in shown and "\x1b" not in shown
