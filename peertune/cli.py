@@ -112,27 +112,31 @@ def run(
     folder = runs / name if name else free_name(runs, path.stem)
 
     from peertune.experiment import Experiment
+    from peertune.terminal import print_results
 
     with _watching() as watch:
-        _finish(Experiment.create(folder, config, watch))
+        _run_to_end(Experiment.create(folder, config, watch))
+    print_results(folder)
 
 
 @app.command()
 def resume(name: Name, runs: Runs = Path("runs")) -> None:
     """Continue a run from its last complete round."""
     from peertune.experiment import Experiment
+    from peertune.terminal import print_results
 
     with _watching() as watch:
-        _finish(Experiment.reopen(runs / name, watch))
+        _run_to_end(Experiment.reopen(runs / name, watch))
+    print_results(runs / name)
 
 
 @app.command()
 def show(name: Name, runs: Runs = Path("runs")) -> None:
     """Print the tables of a run and write its report."""
     from peertune.runs import existing_run
-    from peertune.terminal import print_run
+    from peertune.terminal import print_everything
 
-    print_run(existing_run(runs, name))
+    print_everything(existing_run(runs, name))
 
 
 @app.command()
@@ -165,9 +169,8 @@ def _watching() -> Iterator[Any]:
         yield lambda event, body: print(json.dumps({"event": event, **body}, ensure_ascii=False), flush=True)  # noqa: T201
 
 
-def _finish(experiment: Any) -> None:
-    """Run to the end; the first Ctrl-C stops after the round, the second at once."""
-    from peertune.terminal import print_run
+def _run_to_end(experiment: Any) -> None:
+    """Run; the first Ctrl-C stops after the round, the second at once."""
 
     def interrupt(number: int, frame: object) -> None:
         if experiment.stopping:
@@ -180,4 +183,3 @@ def _finish(experiment: Any) -> None:
 
     signal.signal(signal.SIGINT, interrupt)
     experiment.run()
-    print_run(experiment.folder)

@@ -1,7 +1,7 @@
 """What a person sees in a terminal: live progress and tables. Rich is used here and nowhere else."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.table import Table as Grid
 
 from peertune.ledger import Ledger
-from peertune.report import run_tables, write_report
-
+from peertune.report import Table, result_tables, run_tables, write_report
+from peertune.runs import LEDGER
 
 FILE_WIDTH = 120  # columns of a table that is written to a file
 
@@ -87,16 +87,25 @@ class Progress:
 
 def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """One table."""
-    table = Table(*map(escape, columns), title=escape(title), title_justify="left")
+    table = Grid(*map(escape, columns), title=escape(title), title_justify="left")
     for row in rows:
         table.add_row(*(escape(_printable(str(cell))) for cell in row))
     Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
 
 
-def print_run(folder: Path) -> None:
-    """The tables of a run, and where its report is."""
-    ledger = Ledger.read(folder / "ledger.sqlite")
-    for table in run_tables(ledger):
+def print_results(folder: Path) -> None:
+    """What a run ends with: scores, who taught whom, bytes, failures, and where the report is."""
+    _print_tables(folder, result_tables)
+
+
+def print_everything(folder: Path) -> None:
+    """All tables of a run, and where its report is."""
+    _print_tables(folder, run_tables)
+
+
+def _print_tables(folder: Path, tables_of: Callable[[Ledger], list[Table]]) -> None:
+    ledger = Ledger.read(folder / LEDGER)
+    for table in tables_of(ledger):
         print_rows(table.title, table.columns, table.rows)
     ledger.close()
     Console(highlight=False, soft_wrap=True).print(f"report: {write_report(folder)}")

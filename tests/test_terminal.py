@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from small import make_models, run, small_config
 
-from peertune.terminal import Progress, print_rows, print_run
+from peertune.terminal import Progress, print_everything, print_results, print_rows
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +55,13 @@ def test_progress_says_what_failed_without_obeying_its_text() -> None:
 def test_tables_and_report_at_the_end(
     finished: tuple[Path, list[tuple[str, dict[str, Any]]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_run(finished[0])
-    shown = capsys.readouterr().out
+    print_results(finished[0])
+    results = capsys.readouterr().out
+    print_everything(finished[0])
+    everything = capsys.readouterr().out
     for words in ("Pass@1", "before", "Who taught whom", "Bytes", "report: ", "report.html"):
-        assert words in shown
+        assert words in results and words in everything
+    assert "CPU seconds" in everything and "CPU seconds" not in results
     assert (finished[0] / "report" / "report.html").is_file()
 
 

@@ -14,16 +14,18 @@ from peertune.report.table import ABSENT, Table
 
 def run_tables(ledger: Ledger) -> list[Table]:
     """Every table of a run that has rows. Raises `ConfigError` if nothing was run."""
+    about = [agents_table(ledger), metrics_table(ledger), received_table(ledger), cost_table(ledger)]
+    return [table for table in about if table.rows] + result_tables(ledger)
+
+
+def result_tables(ledger: Ledger) -> list[Table]:
+    """What a run ends with: who taught whom, bytes, failures, scores. Raises `ConfigError` if nothing was run."""
     ks = score_ks(run_body(ledger)["config"])
     tables = [
-        agents_table(ledger),
-        *(results_table(ledger, k) for k in ks),
-        metrics_table(ledger),
         pairs_table(ledger),
         traffic_table(ledger),
-        received_table(ledger),
         failures_table(ledger),
-        cost_table(ledger),
+        *(results_table(ledger, k) for k in ks),
     ]
     return [table for table in tables if table.rows]
 

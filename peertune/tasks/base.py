@@ -28,8 +28,8 @@ class Example:
 class Task(ABC):
     """Examples in five splits, and a grade.
 
-    `train` and `validation` are private and dealt to agents; `transfer` (the prompts that agents answer for each other),
-    `probe` and `test` are the same for everyone. `test` is only ever used to report.
+    `train` and `validation` are private and dealt to agents; `transfer` (the prompts that agents answer for each
+    other), `probe` and `test` are the same for everyone. `test` is only ever used to report.
     """
 
     name: str
