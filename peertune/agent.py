@@ -126,8 +126,9 @@ class Agent:
     @verb
     def fit(self, steps: int) -> None:
         """Train on the agent's own data."""
-        with self._undone_if_diverging():
+        with self._undone_if_failing():
             loss = self._mean(self._step([(self._own_batch(), 1.0)]) for _ in range(steps))
+            self._mean_loss(self._validation[: self._settings.training.batch_size])  # the last step may have diverged
         self._record.trained(loss)
         self._note("train_loss", loss)
 
@@ -139,11 +140,12 @@ class Agent:
         rows = self._encode_answers(prompts, answers)
         before = self._validation_loss()
         taught = batches(rows, self._settings.training.batch_size, self._seed("exchange", self._record.received))
-        with self._undone_if_diverging():
+        with self._undone_if_failing():
             loss = self._mean(
                 self._step([(self._own_batch(), 1.0 - kd_weight), (next(taught), kd_weight)]) for _ in range(steps)
             )
-        gain = Gain(before, self._validation_loss(), sum(len(text.encode()) for text in answers.items) / 1000)
+            after = self._validation_loss()
+        gain = Gain(before, after, sum(len(text.encode()) for text in answers.items) / 1000)
         self._record.learned(gain)
         self._note("exchange_loss", loss)
         return gain
@@ -175,8 +177,7 @@ class Agent:
         for sample in range(samples):
             texts = self._complete(test, temperature, self._seed("grade", sample))
             correct += self._data.task.grade(test, texts)
-        nats, tokens = self._loss(self._test)
-        metrics = {"validation_loss": self._validation_loss(), "test_loss": nats / tokens}
+        metrics = {"validation_loss": self._validation_loss(), "test_loss": self._mean_loss(self._test)}
         if self._settings.codebleu:
             metrics["codebleu"] = codebleu(
                 [example.completion for example in test], [self._data.task.clean(text) for text in texts]
@@ -223,17 +224,17 @@ class Agent:
         return batch_at(self._train, start, size, lambda epoch: self._seed("epoch", epoch))
 
     @contextmanager
-    def _undone_if_diverging(self) -> Iterator[None]:
-        """NaN or infinity in a loss undoes the whole verb, so that the agent goes on from where it was."""
+    def _undone_if_failing(self) -> Iterator[None]:
+        """Whatever stops a training verb half-way undoes the whole of it: the agent goes on from where it was."""
         state, record = self._trainer.state(), msgspec.structs.replace(self._record)
         try:
             yield
-        except TrainingDiverged as error:
+        except Exception as error:
             self._trainer.load_state(state)
             self._record = record
-            raise TrainingDiverged(
-                f"{error}; its weights were put back to where this step of the round began"
-            ) from None
+            if isinstance(error, TrainingDiverged):
+                raise TrainingDiverged(f"{error} The agent was put back to where it was.") from None
+            raise
 
     def _seed(self, purpose: str, number: int) -> int:
         """A seed that depends on nothing but the run's seed, the agent, the purpose and a count."""
@@ -272,12 +273,15 @@ class Agent:
         return rows
 
     def _validation_loss(self) -> float:
-        nats, tokens = self._loss(self._validation)
-        return nats / tokens
+        return self._mean_loss(self._validation)
 
-    def _loss(self, rows: Sequence[Row]) -> tuple[float, int]:
+    def _mean_loss(self, rows: Sequence[Row]) -> float:
+        """Nats a token. Raises `TrainingDiverged` if that is not a number."""
         pairs = losses(self._lm, self.name, rows)
-        return math.fsum(nats for nats, _ in pairs), sum(tokens for _, tokens in pairs)
+        loss = math.fsum(nats for nats, _ in pairs) / sum(tokens for _, tokens in pairs)
+        if not math.isfinite(loss):
+            raise TrainingDiverged(f"expected a finite loss on held-out data, found {loss:g}; lower learning_rate.")
+        return loss
 
     def _mean(self, values: Iterator[float]) -> float:
         collected = list(values)

@@ -6,6 +6,7 @@ round and ends as if it had never been stopped.
 """
 
 import importlib.metadata
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -168,14 +169,13 @@ class Experiment:
 
     def _restore(self, fed: Federation, digests: Mapping[str, str]) -> None:
         """Raises `StorageError` if an agent cannot return to its checkpoint."""
-        refs = [fed[name].restore(Receipt(digest)) for name, digest in digests.items()]
-        try:
-            for ref in refs:
-                fed.fetch(ref)
-        except AgentError as error:
-            raise StorageError(str(error)) from None
-        finally:
-            fed.end_round()  # not a part of any round: a resumed run has it where another has not
+        fed.gather({name: fed[name].restore(Receipt(digest)) for name, digest in digests.items()})
+        log = fed.end_round()  # not a part of any round: a resumed run has it where another has not
+        errors = [str(AgentError(**row.body)) for row in log.rows if row.kind == "failure"]
+        if log.lost:  # that says nothing about checkpoints
+            raise PeertuneError(f"{errors[0]}; nothing is lost, try again with `peertune resume {self.folder.name}`")
+        if errors:
+            raise StorageError(errors[0])
 
     def _close_phase(self, fed: Federation, phase: str) -> None:
         """The barrier: wait for all agents, write what happened, bring back agents whose process was lost."""
@@ -238,6 +238,11 @@ class Experiment:
         if recorded is None:
             self._append("init", "run", body)
             self._ledger.commit()
+        elif recorded.body["config"] != json.loads(json.dumps(body["config"])):
+            raise ConfigError(
+                f"the configuration of {self.folder.name!r} is not the one that it began with; put "
+                f"{self.folder / 'config.json'} back or start a new run (only `engine` may change)"
+            )
         elif recorded.body["agents"] != facts:
             raise ConfigError(
                 f"models or data of {self.folder.name!r} are not those that it began with; put them back "

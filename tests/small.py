@@ -1,5 +1,6 @@
 """Small true runs: tiny models, a few problems, two rounds; a second or two each."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ def make_models(folder: Path) -> dict[str, str]:
     return {family: str(make_tiny_model(folder / family, family)) for family in FAMILIES}
 
 
-def small_config(models: dict[str, str], agents: str = "llama gpt2 llama gpt2", **changes: Any) -> Config:
-    """`agents`: their models. `changes`: sections by name; a dict is merged into the section."""
+def small_config(models: dict[str, str], who: str = "llama gpt2 llama gpt2", **changes: Any) -> Config:
+    """`who`: the agents' models. `changes`: sections by name; a dict is merged into the section."""
     sections: dict[str, Any] = {
         "seed": 0,
         "rounds": 2,
         "task": {"type": "codelets", "train": 48, "validation": 16, "transfer": 6, "test": 8, "partition": "iid"},
-        "agents": [{"model": models[name]} for name in agents.split()],
+        "agents": [{"model": models[name]} for name in who.split()],
         "method": "knexa",
         "budget": {"warm_start_steps": 2, "local_steps": 1, "exchange_steps": 2},
         "training": {"batch_size": 4},
@@ -32,9 +33,9 @@ def small_config(models: dict[str, str], agents: str = "llama gpt2 llama gpt2", 
         "engine": {"workers": 0, "device": "cpu"},
     }
     for name, change in changes.items():
-        merged = isinstance(change, dict) and isinstance(sections.get(name), dict)
+        merged = isinstance(change, dict) and isinstance(sections.get(name), dict) and "type" not in change
         sections[name] = sections[name] | change if merged else change
-    return Config.model_validate(sections, strict=False)
+    return Config.model_validate_json(json.dumps(sections))
 
 
 def ignore(event: str, body: dict[str, Any]) -> None:
