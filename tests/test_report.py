@@ -24,6 +24,7 @@ from peertune.report import (
     metrics_table,
     pairs_table,
     received_table,
+    result_tables,
     results_table,
     run_tables,
     traffic_table,
@@ -186,8 +187,8 @@ def test_pass_at_k_is_the_unbiased_estimate(tmp_path: Path) -> None:
     assert expected.standard_error is not None
     cell = f"{100 * expected.value:.1f} ± {100 * expected.standard_error:.1f}"
     assert results_table(ledger, 2).rows[0] == ["ada", cell]
-    titles = [table.title for table in run_tables(ledger)]
-    assert titles[1:3] == ["Pass@1 on the test problems, in %", "Pass@2 on the test problems, in %"]
+    titles = [table.title for table in result_tables(ledger)]
+    assert titles[-2:] == ["Pass@1 on the test problems, in %", "Pass@2 on the test problems, in %"]
 
 
 def test_score_of_a_task_that_runs_no_code_is_called_accuracy(alone: Path) -> None:
@@ -262,6 +263,7 @@ def test_failures_and_cost(run: Path) -> None:
 def test_every_row_of_every_table_is_text_in_each_column(run: Path) -> None:
     tables = run_tables(opened(run))
     assert len(tables) == 8
+    assert result_tables(opened(run)) == tables[-4:]
     for table in tables:
         assert all(len(row) == len(table.columns) for row in table.rows)
         assert all(isinstance(cell, str) for row in table.rows for cell in row)
