@@ -449,3 +449,13 @@ def test_flipped_bits_and_cut_files(path: Path) -> None:
         assert survives(path, bytes(damaged), original), place
     for size in [*range(0, len(whole), 1500), len(whole) - 1]:
         assert survives(path, whole[:size], original), size
+
+
+def test_any_text_can_be_written(tmp_path: Path) -> None:
+    ledger = Ledger.create(tmp_path / "ledger.sqlite")
+    cause = "a lone surrogate \ud800, a null \x00, an ä and a 𝄞"
+    ledger.append("knexa", 1, "round", "failure", {"agent": "a0", "verb": "fit", "cause": cause})
+    ledger.commit()
+    ledger.verify()
+    assert [event.body["cause"] for event in ledger.events("failure")] == [cause]
+    ledger.close()

@@ -6,6 +6,7 @@ Sherman-Morrison, O(d^2) an exchange. A score linear in [source, receiver] is ad
 good source and who gains most, not who fits whom.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,8 +54,9 @@ class LinUCB(Matchmaker):
 
     def _destandardise(self, state: State, predicted: np.ndarray) -> list[float]:
         count, mean, squares = state["rewards"]
-        deviation = np.sqrt(squares / count) if count > 1 else 1.0
-        return (mean + deviation * predicted).tolist()
+        if count == 0:
+            return [math.nan] * len(predicted)  # nothing is known yet
+        return (mean + np.sqrt(squares / count) * predicted).tolist()
 
 
 def standardise(rewards: np.ndarray, reward: float) -> float:
