@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from peertune.config.combinations import MIN_TRAIN, MIN_VALIDATION
 from peertune.config.schema import ByCategory, Dirichlet, Experts, Partition
 from peertune.errors import ConfigError
 from peertune.tasks.base import Example
 
-MIN_TRAIN, MIN_VALIDATION = 8, 1
 ATTEMPTS = 1000
 
 

@@ -7,26 +7,36 @@ if TYPE_CHECKING:
     from peertune.config.schema import Config
 
 
+RESERVED = {"coordinator", "server", "start"}  # names that the ledger gives to others
+MIN_TRAIN, MIN_VALIDATION = 8, 1  # examples that every agent must get
+CATEGORIES = {"codelets": 12, "mbpp": 1}
+NEEDS = {"scores": "coordinator", "receipt": "coordinator"}  # what any method must be able to pull, and who pulls it
+KNEXA_NEEDS = {"texts": "agents", "profile": "coordinator", "gain": "coordinator"}
+
+
 def check_combinations(config: "Config") -> None:
     """Raise `ValueError` naming the keys that do not fit each other."""
-    for check in (_agents, _data, _methods, _evaluation):
+    for check in (_names, _data, _partition, _methods, _evaluation):
         check(config)
 
 
-def _agents(config: "Config") -> None:
+def _names(config: "Config") -> None:
     names = config.agent_names()
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"agents: the name {repeated[0]!r} stands more than once; give every agent its own")
-    if {"coordinator", "server"} & set(names):
-        raise ValueError("agents: 'coordinator' and 'server' are reserved; choose other names")
+    for section, given in (("agents", names), ("baselines", config.baselines)):
+        if taken := sorted(RESERVED & set(given)):
+            raise ValueError(f"{section}: the name {taken[0]!r} is reserved; choose another one")
+    if config.method.type in config.baselines:
+        raise ValueError(
+            f"baselines: {config.method.type!r} is the name of the method itself; name the baseline otherwise"
+        )
 
 
 def _data(config: "Config") -> None:
-    task, without = (
-        config.task,
-        [name for name, agent in zip(config.agent_names(), config.agents, strict=True) if agent.data is None],
-    )
+    task = config.task
+    without = [name for name, agent in zip(config.agent_names(), config.agents, strict=True) if agent.data is None]
     if task.type in ("humaneval", "records") and without:
         raise ValueError(
             f"task {task.type!r} has no training data of its own; give {', '.join(without)} a `data: {{path: ...}}`"
@@ -36,14 +46,45 @@ def _data(config: "Config") -> None:
             f"task {task.type!r} deals its examples to all agents or to none; {', '.join(without)} have "
             f"no `data`, the others do"
         )
-    partition = getattr(task, "partition", None)
-    if partition is not None and partition.type == "experts" and partition.experts >= len(config.agents):
+    unused = [
+        key
+        for key in ("partition", "train", "validation")
+        if not without and getattr(task, key, None) != getattr(type(task).model_fields.get(key), "default", None)
+    ]
+    if unused:
         raise ValueError(
-            f"partition: {partition.experts} experts need more than {len(config.agents)} agents; lower `experts`"
+            f"task.{unused[0]} is not used, because every agent has `data` of its own; remove one of the two"
+        )
+
+
+def _partition(config: "Config") -> None:
+    task, agents = config.task, len(config.agents)
+    if (task.type != "codelets" and task.type != "mbpp") or config.agents[0].data is not None:
+        return
+    if task.type == "codelets":
+        for key, least in (("train", MIN_TRAIN), ("validation", MIN_VALIDATION)):
+            if getattr(task, key) < least * agents:
+                raise ValueError(
+                    f"task.{key} is {getattr(task, key)}, but {agents} agents need at least {least} examples each; "
+                    f"set it to {least * agents} or more"
+                )
+    categories, partition = CATEGORIES[task.type], task.partition
+    if partition.type == "by_category" and agents > categories:
+        raise ValueError(
+            f"partition: by_category gives each category to one agent, and {agents} agents are more than the "
+            f"{categories} categories of {task.type!r}; use another partition or fewer agents"
+        )
+    if partition.type == "experts" and partition.experts >= agents:
+        raise ValueError(f"partition: {partition.experts} experts need more than {agents} agents; lower `experts`")
+    if partition.type == "experts" and partition.experts > categories:
+        raise ValueError(
+            f"partition: {partition.experts} experts cannot share the {categories} categories of {task.type!r}; "
+            f"lower `experts` or use another partition"
         )
 
 
 def _methods(config: "Config") -> None:
+    _released(config, "every method", NEEDS)
     for name, method in config.arms().items():
         if method.type != "knexa":
             continue
@@ -58,20 +99,18 @@ def _methods(config: "Config") -> None:
                 f"{name}: max_pairs is {method.max_pairs}, but {len(config.agents)} agents form "
                 f"{len(config.agents) // 2} pairs"
             )
-        silent = [
-            agent_name
-            for agent_name, agent in zip(config.agent_names(), config.agents, strict=True)
-            if agent.release.texts not in ("agents", "everyone")
-        ]
-        if silent:
-            raise ValueError(
-                f"{name}: knexa exchanges texts, but {', '.join(silent)} releases them to nobody; set "
-                f"`release.texts: agents`"
-            )
-    if config.method.type in config.baselines:
-        raise ValueError(
-            f"baselines: {config.method.type!r} is the name of the method itself; name the baseline otherwise"
-        )
+        _released(config, f"{name} (knexa)", KNEXA_NEEDS)
+
+
+def _released(config: "Config", user: str, needs: dict[str, str]) -> None:
+    """Every agent must release what is needed; who may pull it is the agent's own decision."""
+    for name, agent in zip(config.agent_names(), config.agents, strict=True):
+        for kind, who in needs.items():
+            if getattr(agent.release, kind) not in (who, "everyone"):
+                to = "other agents" if who == "agents" else "the coordinator"
+                raise ValueError(
+                    f"{user} needs {kind} released to {to}, but {name} does not; set its `release.{kind}: {who}`"
+                )
 
 
 def _evaluation(config: "Config") -> None:

@@ -231,7 +231,7 @@ class Evaluation(Section):
 
     every: PositiveInt = 1
     samples: PositiveInt = 1
-    k: tuple[PositiveInt, ...] = (1,)
+    k: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1,)
     temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
     max_new_tokens: PositiveInt = 48
     codebleu: bool = False
@@ -251,8 +251,8 @@ class EngineConfig(Section):
 class Config(Section):
     """One run: the method, and the baselines that start from the same agents, data, seed and budget."""
 
-    version: Annotated[int, Field(ge=1)] = VERSION
-    seed: Count = 0
+    version: Annotated[int, Field(ge=1, le=VERSION)] = VERSION
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     rounds: PositiveInt = 8
     task: TaskConfig
     agents: Annotated[tuple[AgentConfig, ...], Field(min_length=1)]
