@@ -47,7 +47,9 @@ def _describe(path: Path, root: yaml.Node, overrides: Sequence[str], errors: Seq
     error = errors[0]
     if error["type"] == "value_error":
         return f"{path}: {error['msg'].removeprefix('Value error, ')}"
-    keys, models, siblings = _walk(error["loc"])
+    extra = [str(part) for part in error["loc"][-1:] if error["type"] == "extra_forbidden"]
+    keys, models, siblings = _walk(error["loc"][: len(error["loc"]) - len(extra)])
+    keys += extra
     place = _overridden(keys, overrides) or f"{path}:{_line(root, keys)}"
     where = f"{place}: [{'.'.join(keys) or 'top'}]"
     parent = f"{place}: [{'.'.join(keys[:-1]) or 'top'}]"

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,13 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 
 def resolve_recipe(source: str) -> Path:
     """The file that `source` means: an existing path, or the name of a bundled recipe. Raises `ConfigError`."""
-    path = Path(source)
-    if path.is_file():
-        return path
-    bundled = RECIPES / f"{source}.yaml"
-    if bundled.is_file():
-        return bundled
+    for path in (Path(source), RECIPES / f"{source}.yaml"):
+        if os.path.isfile(path):  # unlike Path.is_file, also false for names that no file system takes
+            return path
     names = sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
     near = difflib.get_close_matches(source, names, n=1)
     hint = f"did you mean the recipe {near[0]!r}?" if near else f"bundled recipes: {', '.join(names)}"
-    raise ConfigError(f"no configuration at {source!r}: expected a YAML file or the name of a recipe; {hint}")
+    raise ConfigError(f"no configuration at {source[:200]!r}: expected a YAML file or the name of a recipe; {hint}")
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
