@@ -1,5 +1,7 @@
 """Configuration -> the agents of one worker: task, data, models, adapters, rules. Runs where the agents live."""
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,9 +182,16 @@ def _facts(
         "train": len(train),
         "validation": len(validation),
         "truncated": agent.truncated,
+        "data": _digest((*train, *validation, *task.examples("test"))),
         "histogram": list(category_histogram((example.category for example in train), task.categories)),
         "preview": render_example(agent.first_row, lm.tokenizer),
     }
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    """SHA-256 of what an agent trains and is measured on: other data, another run."""
+    texts = [[example.prompt, example.completion, *example.tests] for example in examples]
+    return hashlib.sha256(msgspec.json.encode(texts)).hexdigest()
 
 
 def _device(config: Config) -> str:

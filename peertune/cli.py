@@ -131,12 +131,24 @@ def resume(name: Name, runs: Runs = Path("runs")) -> None:
 
 
 @app.command()
-def show(name: Name, runs: Runs = Path("runs")) -> None:
+def show(
+    name: Name,
+    jsonl: Annotated[
+        Path | None, typer.Option(help="Also write the ledger's events and facts there, as JSON lines.")
+    ] = None,
+    runs: Runs = Path("runs"),
+) -> None:
     """Print the tables of a run and write its report."""
-    from peertune.runs import existing_run
+    from peertune.ledger import Ledger
+    from peertune.runs import LEDGER, existing_run
     from peertune.terminal import print_everything
 
-    print_everything(existing_run(runs, name))
+    folder = existing_run(runs, name)
+    print_everything(folder)
+    if jsonl:
+        ledger = Ledger.read(folder / LEDGER)
+        ledger.export(jsonl)
+        ledger.close()
 
 
 @app.command()

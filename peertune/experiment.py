@@ -5,6 +5,7 @@ a round are committed together with its checkpoint, so a run that was stopped at
 round and ends as if it had never been stopped.
 """
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -229,29 +230,31 @@ class Experiment:
         for config in self.config.arms().values():
             self._method(config).check(facts)
         self._watch("agents", {"agents": facts, "previews": previews})
-        recorded = next(self._ledger.events("run"), None)
         body = {
             "config": self.config.model_dump(mode="json", exclude={"engine"}),
             "agents": facts,
+            "transfer": hashlib.sha256(json.dumps(transfer_prompts(self.config)).encode()).hexdigest(),
             "version": importlib.metadata.version("peertune"),
         }
-        if recorded is None:
+        if recorded := next(self._ledger.events("run"), None):
+            self._check_unchanged(recorded.body, json.loads(json.dumps(body)))
+        else:
             self._append("init", "run", body)
-            self._ledger.commit()
-        elif recorded.body["config"] != json.loads(json.dumps(body["config"])):
-            raise ConfigError(
-                f"the configuration of {self.folder.name!r} is not the one that it began with; put "
-                f"{self.folder / 'config.json'} back or start a new run (only `engine` may change)"
-            )
-        elif recorded.body["agents"] != facts:
-            raise ConfigError(
-                f"models or data of {self.folder.name!r} are not those that it began with; put them back "
-                f"or start a new run"
-            )
         self._ledger.fact(
             "session", {"machine": machine(), "engine": self.config.engine.model_dump(), "pid": os.getpid()}
         )
         self._ledger.commit()
+
+    def _check_unchanged(self, recorded: dict[str, Any], body: dict[str, Any]) -> None:
+        """Raise `ConfigError` if a run would go on with another configuration, other models or other data."""
+        began = f"of {self.folder.name!r} is not what it began with"
+        for part, name in (
+            ("config", "the configuration"),
+            ("agents", "a model or its data"),
+            ("transfer", "the transfer set"),
+        ):
+            if recorded[part] != body[part]:
+                raise ConfigError(f"{name} {began}; put it back, or start a new run (only `engine` may change)")
 
     # The parts.
 

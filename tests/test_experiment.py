@@ -390,7 +390,7 @@ def test_models_that_changed_are_refused(tmp_path: Path) -> None:
     stopped_after(tmp_path / "run", small_config(models, TWO), "knexa", 1)
     before = Ledger.read(tmp_path / "run" / "ledger.sqlite").head
     make_tiny_model(tmp_path / "models" / "gpt2", "gpt2", seed=9)
-    with pytest.raises(ConfigError, match="models or data of 'run' are not those that it began with"):
+    with pytest.raises(ConfigError, match="a model or its data of 'run' is not what it began with"):
         resume(tmp_path / "run")
     assert Ledger.read(tmp_path / "run" / "ledger.sqlite").head == before
 
@@ -400,7 +400,7 @@ def test_a_configuration_that_was_edited_is_refused(models: dict[str, str], tmp_
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     config["training"]["learning_rate"] = 1.0
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="configuration of 'run' is not the one that it began with"):
+    with pytest.raises(ConfigError, match="the configuration of 'run' is not what it began with"):
         resume(tmp_path / "run")
 
 

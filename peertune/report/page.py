@@ -10,6 +10,7 @@ from typing import Any
 
 from peertune.errors import ConfigError, StorageError
 from peertune.ledger import COORDINATOR, Ledger
+from peertune.partition import skew
 from peertune.report.markup import Drawn, definitions, escaped, gallery, grid, paragraph, section
 from peertune.report.pictures import draw_pictures
 from peertune.report.reading import (
@@ -34,6 +35,7 @@ from peertune.report.tables import (
     traffic_table,
 )
 
+_SKEW = "(mean distance of an agent's categories from the mean of all: 0 alike, 1 nothing in common)"
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
@@ -151,6 +153,7 @@ def _what_was_run(ledger: Ledger) -> list[tuple[str, str]]:
         ("Task", _described(config["task"])),
         ("Method", _described(config["method"])),
         *((f"Baseline {name}", _described(method)) for name, method in config["baselines"].items()),
+        ("Skew", f"{skew([agent['histogram'] for agent in body['agents']]):.2f} {_SKEW}"),
         ("Rounds", str(config["rounds"])),
         ("Seed", str(config["seed"])),
         (
