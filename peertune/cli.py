@@ -178,7 +178,7 @@ def _watching() -> Iterator[Any]:
         with Progress() as progress:
             yield progress
     else:
-        yield lambda event, body: print(json.dumps({"event": event, **body}, ensure_ascii=False), flush=True)  # noqa: T201
+        yield lambda event, body: print(json.dumps({"event": event, **body}), flush=True)  # noqa: T201
 
 
 def _run_to_end(experiment: Any) -> None:

@@ -46,8 +46,10 @@ def _torch() -> Check:
 
 
 def _device() -> Check:
-    import torch
-
+    try:
+        import torch
+    except ImportError:
+        return Check("Device", "unknown without PyTorch", "install the package again: pip install peertune")
     if torch.cuda.is_available():
         names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
         return Check("Device", f"{torch.cuda.device_count()} GPU ({', '.join(sorted(names))})")

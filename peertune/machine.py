@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from peertune.config.schema import Config
@@ -57,6 +56,8 @@ def available_memory() -> float:
 
 def machine() -> dict[str, str]:
     """What numbers of a run may depend on, beside its seed."""
+    import torch  # late, here and below: `doctor` asks for the memory where torch may be missing
+
     return {
         "python": sys.version.split()[0],
         "torch": torch.__version__,
@@ -84,4 +85,6 @@ def _even_parts(items: list[Any], count: int) -> list[list[Any]]:
 
 
 def _gpus() -> int:
+    import torch
+
     return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -399,10 +399,9 @@ def test_odd_characters_in_the_path(tmp_path: Path) -> None:
     assert len(contents(folder / "ledger.sqlite")[1]) == 4
 
 
-@pytest.mark.parametrize("version", [0, 2])
-def test_other_versions_are_refused(path: Path, version: int) -> None:
-    change(path, f"PRAGMA user_version = {version}")
-    with pytest.raises(ConfigError, match=rf"version {version}, this peertune reads 1"):
+def test_another_version_is_refused(path: Path) -> None:
+    change(path, "PRAGMA user_version = 2")
+    with pytest.raises(ConfigError, match="version 2, this peertune reads 1; use the version that wrote it"):
         Ledger.open(path)
 
 
