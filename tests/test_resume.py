@@ -66,7 +66,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipe")
     config = small_config(make_models(folder / "models"), "llama gpt2", rounds=4, engine={"workers": 1})
     path = folder / "small.yaml"
-    path.write_text(config.model_dump_json(exclude_defaults=True))  # JSON is YAML
+    path.write_text(config.model_dump_json())  # JSON is YAML
     return path
 
 
