@@ -8,11 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import toy
 from toy import DEADLY, FAULTS, FIRST, INVALID, NAMES, PATH_HERE, QUIET, SECRET
 
 from peertune.engines.base import Engine, Ref
+from peertune.engines.process import Process
+from peertune.engines.worker import Start, Started
 from peertune.errors import AgentError, ConfigError, PeertuneError
 from peertune.federation import Federation, RoundLog
 from peertune.payloads import Gain, Profile, Texts, encode
@@ -452,6 +455,17 @@ def test_closing_leaves_no_process(tmp_path: Path) -> None:
     assert len(_children() - before) == 2
     engine.close()
     assert _children() - before == set()
+
+
+def test_ctrl_c_does_not_reach_a_worker_that_is_still_loading(tmp_path: Path) -> None:
+    """A terminal sends it to the whole process group."""
+    before = _children()
+    process = Process(PATH_HERE)
+    (pid,) = _children() - before
+    os.kill(pid, signal.SIGINT)
+    process.send(Start("toy:build", msgspec.msgpack.encode(toy.Spec(str(tmp_path))), ["a0"]))
+    assert process.receive() == Started([{"name": "a0"}])
+    process.stop()
 
 
 @pytest.mark.parametrize("busy", [False, True])

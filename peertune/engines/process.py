@@ -1,6 +1,7 @@
 """The coordinator's end of a worker: a process of its own, or (inline) none at all."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,12 +20,17 @@ class Process:
 
     def __init__(self, environment: dict[str, str]) -> None:
         ours, theirs = socket.socketpair()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "peertune.engines.worker", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **ENVIRONMENT, **environment},
-        )
+        # Ctrl-C is the coordinator's to handle, but a terminal sends it to all: a worker inherits that it is blocked
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "peertune.engines.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **ENVIRONMENT, **environment},
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
         self.connection = Connection(ours.detach())
 

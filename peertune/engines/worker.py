@@ -116,7 +116,6 @@ def load_builder(path: str) -> Builder:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to handle
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed coordinator leaves no workers behind
     connection = Connection(int(sys.argv[1]))
     server, decoder, encoder = Server(), msgspec.msgpack.Decoder(Message), msgspec.msgpack.Encoder()
