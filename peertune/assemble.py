@@ -26,7 +26,7 @@ from peertune.lm.encode import render_example
 from peertune.lm.model import LanguageModel
 from peertune.lm.settings import AdapterSettings, TrainingSettings
 from peertune.lm.source import fingerprint
-from peertune.partition import deal
+from peertune.partition import PARTITIONS, deal
 from peertune.profiles import AgentRecord, category_histogram, static_features
 from peertune.tasks.base import Example, Task
 from peertune.tasks.codelets import Codelets
@@ -110,7 +110,9 @@ def _private_data(config: Config, task: Task) -> dict[str, tuple[list[Example], 
     if not isinstance(config.task, CodeletsTask | MBPPTask) or config.agents[0].data is not None:
         return {}
     pools = (task.examples("train"), task.examples("validation"))
-    dealt = deal(pools, task.categories, len(config.agents), config.task.partition, config.seed)
+    section = config.task.partition
+    partition = PARTITIONS[section.type](**section.model_dump(exclude={"type"}))
+    dealt = deal(pools, task.categories, len(config.agents), partition, config.seed)
     return dict(zip(config.agent_names(), dealt, strict=True))
 
 

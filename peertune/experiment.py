@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from safetensors.numpy import save as save_safetensors
 
 from peertune.assemble import Spec, transfer_prompts
 from peertune.checkpoint import Blobs
-from peertune.config.schema import Config, KnexaConfig, MethodConfig
+from peertune.config.schema import Config, MethodConfig
 from peertune.engines.base import Ref
 from peertune.engines.local import LocalEngine
 from peertune.engines.worker import Done
@@ -33,7 +33,7 @@ from peertune.matchmakers import MATCHMAKERS
 from peertune.methods import METHODS, Budget, Method, Run
 from peertune.methods.base import State
 from peertune.payloads import Receipt, Texts
-from peertune.runs import LEDGER, create_run, existing_run, locked, stored_config
+from peertune.runs import LEDGER, create_run, existing_run, free_if_refused, locked, stored_config
 
 START = "start"  # the arm of the warm start, which all others begin from
 BUILDER = "peertune.assemble:build_agents"
@@ -50,16 +50,16 @@ class Interrupted(PeertuneError):
 class Experiment:
     """One run in one folder. `watch` is told what happens as it happens."""
 
-    def __init__(self, folder: Path, config: Config, ledger: Ledger, watch: Watch) -> None:
+    def __init__(self, folder: Path, config: Config, ledger: Ledger, watch: Watch, new: bool = False) -> None:
         self.folder, self.config, self._ledger, self._watch = folder, config, ledger, watch
         self._blobs = Blobs(folder / "coordinator" / "checkpoints")
-        self.stopping = False
+        self.stopping, self._new = False, new
         self._arm, self._round = START, 0
 
     @classmethod
     def create(cls, folder: Path, config: Config, watch: Watch) -> "Experiment":
         """A new run. Raises `ConfigError` if the folder is taken, `StorageError` if it cannot be written."""
-        return cls(folder, config, create_run(folder, config), watch)
+        return cls(folder, config, create_run(folder, config), watch, new=True)
 
     @classmethod
     def reopen(cls, folder: Path, watch: Watch) -> "Experiment":
@@ -74,7 +74,8 @@ class Experiment:
 
     def run(self) -> None:
         """Run every arm from where the ledger says it stands. Raises `Interrupted` after a requested stop."""
-        with locked(self.folder), self._engine() as engine:
+        kept = free_if_refused(self.folder, self._ledger) if self._new else nullcontext()
+        with locked(self.folder), kept, self._engine() as engine:
             self._describe(engine)
             federation = Federation(engine, self.config.agent_names())
             if not self._done(START):
@@ -262,7 +263,7 @@ class Experiment:
         budget = Budget(self.config.budget.local_steps, self.config.budget.exchange_steps)
         run = Run(self.config.rounds, self.config.seed, budget, transfer_prompts(self.config))
         fields = {name: getattr(config, name) for name in type(config).model_fields if name != "type"}
-        if isinstance(config, KnexaConfig):
+        if "matchmaker" in fields:
             fields["matchmaker"] = MATCHMAKERS[config.matchmaker.type](**config.matchmaker.model_dump(exclude={"type"}))
         return METHODS[config.type](run=run, **fields)
 

@@ -1,24 +1,17 @@
 """What there is: recipes, bundled models, methods, tasks, matchmakers and runs. Reads files only; imports no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-from pydantic import BaseModel
+from typing import Any
 
 from peertune.config.reader import RECIPES
-from peertune.config.schema import (
-    CodeletsTask,
-    HeteroGreedyConfig,
-    HumanEvalTask,
-    KnexaConfig,
-    LinUCBConfig,
-    LocalConfig,
-    MBPPTask,
-    RecordsTask,
-    UniformConfig,
-)
+from peertune.config.schema import CodeletsTask, HumanEvalTask, MBPPTask, RecordsTask
 from peertune.errors import ConfigError
 from peertune.ledger import Ledger, total_bytes
+from peertune.matchmakers import MATCHMAKERS
+from peertune.methods import METHODS
+
+TASKS = (CodeletsTask, HumanEvalTask, MBPPTask, RecordsTask)
 
 Entries = list[tuple[str, str]]
 
@@ -27,9 +20,9 @@ def listing(runs: Path) -> dict[str, Entries]:
     """Titles and, under each, (name, one line about it)."""
     return {
         "recipes": [(path.stem, _first_comment(path)) for path in sorted(RECIPES.glob("*.yaml"))],
-        "methods": _types(LocalConfig, KnexaConfig),
-        "matchmakers": _types(LinUCBConfig, UniformConfig, HeteroGreedyConfig),
-        "tasks": _types(CodeletsTask, HumanEvalTask, MBPPTask, RecordsTask),
+        "methods": _summaries(METHODS),
+        "matchmakers": _summaries(MATCHMAKERS),
+        "tasks": _summaries({task.model_fields["type"].default: task for task in TASKS}),
         "models": [
             (f"bundled/{path.name}", "ships with peertune")
             for path in sorted((RECIPES.parent / "models").iterdir())
@@ -39,11 +32,8 @@ def listing(runs: Path) -> dict[str, Entries]:
     }
 
 
-def _types(*sections: type[BaseModel]) -> Entries:
-    return [
-        (section.model_fields["type"].default, (section.__doc__ or "").split(". ")[0].strip().split("\n")[0])
-        for section in sections
-    ]
+def _summaries(things: Mapping[str, Any]) -> Entries:
+    return [(name, (thing.__doc__ or "").split(". ")[0].split("\n")[0].rstrip(".")) for name, thing in things.items()]
 
 
 def _first_comment(path: Path) -> str:

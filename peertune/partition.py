@@ -5,15 +5,46 @@ shares deal the training and the validation examples, so that an agent is valida
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Gt, Lt
 
-from peertune.config.combinations import MIN_TRAIN, MIN_VALIDATION
-from peertune.config.schema import ByCategory, Dirichlet, Experts, Partition
 from peertune.errors import ConfigError
 from peertune.tasks.base import Example
 
+MIN_TRAIN, MIN_VALIDATION = 8, 1  # examples that every agent gets
 ATTEMPTS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class IID:
+    """Examples dealt evenly and at random."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dirichlet:
+    """Each category is dealt by proportions drawn from Dirichlet(alpha): the smaller alpha, the more skewed."""
+
+    alpha: Annotated[float, Gt(0)] = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class ByCategory:
+    """Each category belongs to one agent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A few broad experts share most of all categories; every other agent has a little of one category."""
+
+    experts: Annotated[int, Gt(0)] = 2
+    expert_share: Annotated[float, Gt(0), Lt(1)] = 0.8
+
+
+Partition = IID | Dirichlet | ByCategory | Experts
+PARTITIONS: dict[str, Any] = {"iid": IID, "dirichlet": Dirichlet, "by_category": ByCategory, "experts": Experts}
 
 
 def deal(
@@ -34,7 +65,7 @@ def deal(
         if min(map(len, train)) >= MIN_TRAIN and min(map(len, validation)) >= MIN_VALIDATION:
             return list(zip(train, validation, strict=True))
     raise ConfigError(
-        f"partition {config.type!r} leaves an agent with fewer than {MIN_TRAIN} training or "
+        f"partition {_name(config)!r} leaves an agent with fewer than {MIN_TRAIN} training or "
         f"{MIN_VALIDATION} validation "
         f"examples in {ATTEMPTS} draws; use more examples, fewer agents or less skew"
     )
@@ -78,6 +109,10 @@ def _deal_pool(
         for agent, start, end in zip(order, [0, *bounds[:-1]], bounds, strict=True):
             dealt[agent] += members[start:end]
     return dealt
+
+
+def _name(config: Partition) -> str:
+    return next(name for name, kind in PARTITIONS.items() if isinstance(config, kind))
 
 
 def skew(histograms: Sequence[Sequence[float]]) -> float:

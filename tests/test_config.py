@@ -313,7 +313,7 @@ OWN = "data: {path: x.jsonl}"
         (["task={type: records, test: x}"], "task 'records' has no training data of its own; give a0, a1"),
         ([f"agents.0={{model: x, {OWN}}}"], "deals its examples to all agents or to none; a1 have no `data`"),
         ([f"agents=[{{model: x, {OWN}}}]", "task.partition=iid", "method=local"],
-         "task.partition is not used, because every agent has `data` of its own; remove one of the two"),
+         "task.partition is not used, because every agent has `data` of its own; remove it"),
         ([f"agents=[{{model: x, {OWN}}}]", "task.train=10", "method=local"], "task.train is not used, because"),
         (["task.train=15"], "task.train is 15, but 2 agents need at least 8 examples each; set it to 16 or more"),
         (["task.validation=1"], "task.validation is 1, but 2 agents need at least 1 examples each; set it to 2"),
@@ -430,7 +430,7 @@ def test_no_key_is_accepted_and_ignored() -> None:
 def test_reading_a_configuration_imports_no_torch() -> None:
     code = (
         "import sys; from peertune.config import read_config, resolve_recipe; read_config(resolve_recipe('demo'));"
-        "print(sorted({'torch', 'transformers', 'peft', 'numpy', 'matplotlib'} & sys.modules.keys()))"
+        "print(sorted({'torch', 'transformers', 'peft', 'matplotlib'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

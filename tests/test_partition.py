@@ -7,13 +7,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peertune.config.schema import IID, ByCategory, Dirichlet, Experts, Partition
 from peertune.errors import ConfigError
-from peertune.partition import MIN_TRAIN, MIN_VALIDATION, deal, shares, skew
+from peertune.partition import (
+    IID,
+    MIN_TRAIN,
+    MIN_VALIDATION,
+    PARTITIONS,
+    ByCategory,
+    Dirichlet,
+    Experts,
+    Partition,
+    deal,
+    shares,
+    skew,
+)
 from peertune.tasks.base import Example
 
 CATEGORIES = tuple(f"c{index:02}" for index in range(12))
-PARTITIONS: list[Partition] = [IID(), Dirichlet(alpha=0.1), Dirichlet(alpha=5.0), ByCategory(), Experts(experts=2)]
+KINDS: list[Partition] = [IID(), Dirichlet(alpha=0.1), Dirichlet(alpha=5.0), ByCategory(), Experts(experts=2)]
 
 
 def pool(size: int, name: str) -> list[Example]:
@@ -40,7 +51,7 @@ def dealt_skew(partition: Partition, seed: int) -> float:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(PARTITIONS), st.integers(3, 9), st.integers(1, 14), st.integers(0, 1000))
+@given(st.sampled_from(KINDS), st.integers(3, 9), st.integers(1, 14), st.integers(0, 1000))
 def test_shares_are_shares(partition: Partition, agents: int, categories: int, seed: int) -> None:
     matrix = shares(agents, categories, partition, np.random.default_rng(seed))
     assert matrix.shape == (agents, categories)
@@ -95,7 +106,7 @@ def test_extreme_concentrations(alpha: float) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(PARTITIONS), st.integers(3, 8), st.integers(0, 1000))
+@given(st.sampled_from(KINDS), st.integers(3, 8), st.integers(0, 1000))
 def test_every_example_is_dealt_once(partition: Partition, agents: int, seed: int) -> None:
     parts = deal((TRAIN, VALIDATION), CATEGORIES, agents, partition, seed)
     assert len(parts) == agents
@@ -122,7 +133,7 @@ def test_iid_is_even() -> None:
     assert dealt_skew(IID(), 0) < 0.05
 
 
-@pytest.mark.parametrize("partition", PARTITIONS, ids=repr)
+@pytest.mark.parametrize("partition", KINDS, ids=repr)
 def test_a_seed_is_a_partition(partition: Partition) -> None:
     def draw(seed: int) -> list[tuple[list[str], list[str]]]:
         parts = deal((TRAIN, VALIDATION), CATEGORIES, 6, partition, seed)
@@ -163,5 +174,6 @@ def test_examples_of_no_category_of_the_task_are_not_dealt() -> None:
 )
 def test_what_cannot_be_dealt(sizes: tuple[int, int], agents: int, partition: Partition) -> None:
     pools = (pool(sizes[0], "train"), pool(sizes[1], "validation"))
-    with pytest.raises(ConfigError, match=f"partition '{partition.type}' .* use more examples, fewer agents or less"):
+    name = next(name for name, kind in PARTITIONS.items() if isinstance(partition, kind))
+    with pytest.raises(ConfigError, match=f"partition '{name}' .* use more examples, fewer agents or less"):
         deal(pools, CATEGORIES, agents, partition, 0)

@@ -3,12 +3,13 @@
 import importlib.util
 from typing import TYPE_CHECKING
 
+from peertune.partition import MIN_TRAIN, MIN_VALIDATION
+
 if TYPE_CHECKING:
     from peertune.config.schema import Config
 
 
 RESERVED = {"coordinator", "server", "start"}  # names that the ledger gives to others
-MIN_TRAIN, MIN_VALIDATION = 8, 1  # examples that every agent must get
 CATEGORIES = {"codelets": 12, "mbpp": 1}
 NEEDS = {"scores": "coordinator", "receipt": "coordinator"}  # what any method must be able to pull, and who pulls it
 KNEXA_NEEDS = {"texts": "agents", "profile": "coordinator", "gain": "coordinator"}
@@ -46,15 +47,11 @@ def _data(config: "Config") -> None:
             f"task {task.type!r} deals its examples to all agents or to none; {', '.join(without)} have "
             f"no `data`, the others do"
         )
-    unused = [
-        key
-        for key in ("partition", "train", "validation")
-        if not without and getattr(task, key, None) != getattr(type(task).model_fields.get(key), "default", None)
-    ]
-    if unused:
-        raise ValueError(
-            f"task.{unused[0]} is not used, because every agent has `data` of its own; remove one of the two"
-        )
+    if (task.type == "codelets" or task.type == "mbpp") and not without:
+        defaults = type(task)()
+        for key in ("partition", "train", "validation"):
+            if getattr(task, key, None) != getattr(defaults, key, None):
+                raise ValueError(f"task.{key} is not used, because every agent has `data` of its own; remove it")
 
 
 def _partition(config: "Config") -> None:

@@ -3,69 +3,30 @@
 `type` names the method, task, partition or matchmaker; the other keys beside it are those that this type uses.
 """
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+
+from peertune.config.section import Section, Typed, bare_name, one_of
+from peertune.matchmakers import MATCHMAKERS
+from peertune.methods import METHODS
+from peertune.partition import PARTITIONS
 
 VERSION = 1
 Who = Literal["coordinator", "agents", "everyone", "nobody"]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class Section(BaseModel):
-    """Base of all sections: immutable, no unknown keys, no silent conversions."""
+# Tasks. The dataclasses of partitions, methods and matchmakers say what their sections hold.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Typed(Section):
-    """A section chosen by `type`; the bare name (`method: local`) means that type with its defaults."""
-
-
-def _bare_name(value: Any) -> Any:
-    return {"type": value} if isinstance(value, str) else value
-
-
-# Tasks
-
-
-class IID(Typed):
-    """Examples dealt evenly and at random."""
-
-    type: Literal["iid"] = "iid"
-
-
-class Dirichlet(Typed):
-    """Each category is dealt by proportions drawn from Dirichlet(alpha): the smaller alpha, the more skewed."""
-
-    type: Literal["dirichlet"] = "dirichlet"
-    alpha: PositiveFloat = 0.1
-
-
-class ByCategory(Typed):
-    """Each category belongs to one agent."""
-
-    type: Literal["by_category"] = "by_category"
-
-
-class Experts(Typed):
-    """A few broad experts share most of all categories; every other agent has a little of one category."""
-
-    type: Literal["experts"] = "experts"
-    experts: PositiveInt = 2
-    expert_share: Annotated[float, Field(gt=0, lt=1)] = 0.8
-
-
-Partition = Annotated[IID | Dirichlet | ByCategory | Experts, Field(discriminator="type"), BeforeValidator(_bare_name)]
+if TYPE_CHECKING:
+    PartitionConfig = Any
+    MatchmakerConfig = Any
+    MethodConfig = Any
+else:
+    PartitionConfig = one_of(PARTITIONS)
+    MatchmakerConfig = one_of(MATCHMAKERS)
+    MethodConfig = one_of(METHODS, run=(None, None), matchmaker=(MatchmakerConfig, {"type": "linucb"}))
 
 
 class CodeletsTask(Typed):
@@ -76,7 +37,7 @@ class CodeletsTask(Typed):
     validation: PositiveInt = 96
     transfer: Count = 96
     test: PositiveInt = 96
-    partition: Partition = Dirichlet()
+    partition: PartitionConfig = {"type": "dirichlet"}
 
 
 class MBPPTask(Typed):
@@ -85,7 +46,7 @@ class MBPPTask(Typed):
     type: Literal["mbpp"] = "mbpp"
     path: str = "google-research-datasets/mbpp"
     transfer: str | None = None
-    partition: Partition = IID()
+    partition: PartitionConfig = {"type": "iid"}
 
 
 class HumanEvalTask(Typed):
@@ -107,7 +68,7 @@ class RecordsTask(Typed):
 TaskConfig = Annotated[
     CodeletsTask | MBPPTask | HumanEvalTask | RecordsTask,
     Field(discriminator="type"),
-    BeforeValidator(_bare_name),
+    BeforeValidator(bare_name),
 ]
 
 # Agents
@@ -161,56 +122,6 @@ class AgentConfig(Section):
     adapter: Adapter | None = None
     release: Release = Release()
 
-
-# Methods
-
-
-class LinUCBConfig(Typed):
-    """The paper's matchmaker."""
-
-    type: Literal["linucb"] = "linucb"
-    beta: Annotated[float, Field(ge=0)] = 1.0
-    ridge: PositiveFloat = 1.0
-
-
-class UniformConfig(Typed):
-    """Random pairs."""
-
-    type: Literal["uniform"] = "uniform"
-
-
-class HeteroGreedyConfig(Typed):
-    """The most different agents meet."""
-
-    type: Literal["hetero_greedy"] = "hetero_greedy"
-
-
-MatchmakerConfig = Annotated[
-    LinUCBConfig | UniformConfig | HeteroGreedyConfig,
-    Field(discriminator="type"),
-    BeforeValidator(_bare_name),
-]
-
-
-class LocalConfig(Typed):
-    """No collaboration."""
-
-    type: Literal["local"] = "local"
-
-
-class KnexaConfig(Typed):
-    """KNEXA-FL. Units and equations: peertune/methods/knexa.py."""
-
-    type: Literal["knexa"] = "knexa"
-    matchmaker: MatchmakerConfig = LinUCBConfig()
-    kd_weight: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.2, 0.5)  # a YAML list will do
-    gain_weight: PositiveFloat = 1.0
-    byte_weight: Annotated[float, Field(ge=0)] = 1e-3
-    temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
-    max_pairs: PositiveInt | None = None
-
-
-MethodConfig = Annotated[LocalConfig | KnexaConfig, Field(discriminator="type"), BeforeValidator(_bare_name)]
 
 # The run
 

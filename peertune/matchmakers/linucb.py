@@ -9,8 +9,10 @@ good source and who gains most, not who fits whom.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt
 
 from peertune.matchmakers.base import Matchmaker, Pair, State, greedy_disjoint, with_predictions
 
@@ -19,10 +21,10 @@ CONTEXT_SIZE = 64
 
 @dataclass(frozen=True, slots=True)
 class LinUCB(Matchmaker):
-    """`beta`: width of the confidence bound. `ridge`: lambda, the weight of the prior."""
+    """The contextual bandit of the paper. `beta`: width of the bound. `ridge`: lambda, the weight of the prior."""
 
-    beta: float = 1.0
-    ridge: float = 1.0
+    beta: Annotated[float, Ge(0)] = 1.0
+    ridge: Annotated[float, Gt(0)] = 1.0
 
     def init(self, seed: int) -> State:
         return {

@@ -8,7 +8,9 @@ The coordinator receives profiles and gains, nothing else. docs/methods.md lists
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le
 
 from peertune.errors import MethodError
 from peertune.federation import Federation, Ref
@@ -16,22 +18,25 @@ from peertune.matchmakers import Matchmaker, Pair, directed_pairs
 from peertune.methods.base import Method, Run, State
 from peertune.payloads import Gain, Texts
 
+Fraction = Annotated[float, Ge(0), Le(1)]
+
 
 @dataclass(frozen=True, slots=True)
 class Knexa(Method):
-    """`kd_weight`: alpha of Eq. 2, rising linearly from the first number to the second over the run.
+    """Agents learn from each other's text, paired by a learned matchmaker.
 
-    `gain_weight` and `byte_weight`: gamma (1 / nat) and delta (1 / kB) of Eq. 3. `temperature`: of the source's
-    decoding. `max_pairs`: K_p, half the agents by default.
+    `kd_weight`: alpha of Eq. 2, rising linearly from the first number to the second over the run. `gain_weight` and
+    `byte_weight`: gamma (1 / nat) and delta (1 / kB) of Eq. 3. `temperature`: of the source's decoding. `max_pairs`:
+    K_p, half the agents by default.
     """
 
     run: Run
     matchmaker: Matchmaker
-    kd_weight: tuple[float, float] = (0.2, 0.5)
-    gain_weight: float = 1.0
-    byte_weight: float = 1e-3
-    temperature: float = 0.0
-    max_pairs: int | None = None
+    kd_weight: tuple[Fraction, Fraction] = (0.2, 0.5)
+    gain_weight: Annotated[float, Gt(0)] = 1.0
+    byte_weight: Annotated[float, Ge(0)] = 1e-3
+    temperature: Annotated[float, Ge(0), Le(10)] = 0.0
+    max_pairs: Annotated[int, Gt(0)] | None = None
 
     def check(self, agents: Sequence[Mapping[str, Any]]) -> None:
         if len(agents) < 2:

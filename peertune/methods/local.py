@@ -10,7 +10,7 @@ from peertune.methods.base import Method, Run, State
 
 @dataclass(frozen=True, slots=True)
 class Local(Method):
-    """The baseline of every method: local steps plus exchange steps, all on the agent's own data."""
+    """No collaboration: local steps plus exchange steps, all on the agent's own data."""
 
     run: Run
 
