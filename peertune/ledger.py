@@ -23,6 +23,7 @@ from peertune.errors import ConfigError, StorageError
 
 COORDINATOR = "coordinator"
 SCHEMA_VERSION = 1
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 PATIENCE = 60.0  # seconds to wait for whoever else reads or writes the file
 EventKind = Literal["run", "transfer", "metric", "scores", "profile", "pair", "failure", "checkpoint", "done"]
 
@@ -216,6 +217,8 @@ def _checked(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
         raise ConfigError(f"no ledger at {path}; `peertune ls` shows the runs there are")
     with _connected(path, mode) as connection:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == 0:  # SQLite's own default
+            raise ConfigError(f"{path} holds no ledger; restore it from a backup or start a new run")
         if version != SCHEMA_VERSION:
             raise ConfigError(
                 f"{path} has ledger version {version}, this peertune reads {SCHEMA_VERSION}; "
@@ -234,8 +237,8 @@ def _translate(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite quotes what a damaged file says
-        raise StorageError(
-            f"{path}: the ledger cannot be read or written ({error}); free space or check the rights"
-        ) from error
+        damaged = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in DAMAGED
+        cure = "restore it from a backup or start a new run" if damaged else "free space or check the rights"
+        raise StorageError(f"{path}: the ledger cannot be read or written ({error}); {cure}") from error
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}; free space or check the rights") from error

@@ -3,17 +3,20 @@ report.
 """
 
 import fcntl
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from peertune.config.schema import Config
-from peertune.errors import ConfigError, StorageError
+from peertune.config.schema import VERSION, Config
+from peertune.errors import ConfigError, PeertuneError, StorageError
 from peertune.ledger import Ledger
 
 CONFIG, LEDGER = "config.json", "ledger.sqlite"
+NAME_LENGTH = 64
 
 
 def create_run(folder: Path, config: Config) -> Ledger:
@@ -21,7 +24,7 @@ def create_run(folder: Path, config: Config) -> Ledger:
 
     Raises `ConfigError` if the name is taken, `StorageError` if the folder cannot be written.
     """
-    if folder.exists():
+    if os.path.lexists(folder):
         raise ConfigError(
             f"the run {folder.name!r} exists; choose another --name, or continue it: peertune resume {folder.name}"
         )
@@ -40,35 +43,79 @@ def create_run(folder: Path, config: Config) -> Ledger:
     return Ledger.open(folder / LEDGER)
 
 
+def new_run(runs: Path, name: str) -> Path:
+    """The folder of a run to be made. Raises `ConfigError` unless the name is a plain word."""
+    if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_LENGTH - 1}}}", name):
+        raise ConfigError(
+            f"the name of a run: expected at most {NAME_LENGTH} letters, digits, '.', '_' or '-', a letter or digit "
+            f"first, found {name!r}; `--runs` chooses another folder"
+        )
+    return runs / name
+
+
 def existing_run(runs: Path, name: str) -> Path:
     """The folder of a run. Raises `ConfigError` if there is none of that name."""
-    if not (runs / name / LEDGER).is_file():
+    if name == ".." or Path(name).name != name or not os.path.isfile(runs / name / LEDGER):
         raise ConfigError(f"there is no run {name!r} in {runs}; `peertune ls` shows the runs there are")
     return runs / name
 
 
 def free_name(runs: Path, stem: str) -> Path:
     """A folder for a run that was given no name: the recipe's name and the first free number."""
+    word = re.sub(r"[^A-Za-z0-9._]+", "-", stem).strip("-._")[: NAME_LENGTH - 8] or "run"
     number = 1
-    while (runs / f"{stem}-{number}").exists():
+    while os.path.lexists(runs / f"{word}-{number}"):
         number += 1
-    return runs / f"{stem}-{number}"
+    return runs / f"{word}-{number}"
+
+
+@contextmanager
+def free_if_refused(folder: Path, ledger: Ledger) -> Iterator[None]:
+    """A new run whose models or data are refused before its first event leaves no folder: its name is free again."""
+    try:
+        yield
+    except PeertuneError:
+        if not ledger.seq:
+            ledger.close()
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def is_finished(folder: Path) -> bool:
+    """Has every arm of the run in `folder` been run to its end?"""
+    config, ledger = stored_config(folder), Ledger.read(folder / LEDGER)
+    done = {event.arm for event in ledger.events("done")}
+    ledger.close()
+    return done.issuperset(config.arms())
 
 
 def stored_config(folder: Path) -> Config:
-    """The resolved configuration of a run. Raises `ConfigError` if it is missing or damaged."""
+    """The resolved configuration of a run. Raises `ConfigError` if it is missing, damaged or of a newer version."""
+    path = folder / CONFIG
     try:
-        return Config.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version = data["version"]
+        if version > VERSION:
+            raise ConfigError(
+                f"{path} has configuration version {version}, this peertune knows up to {VERSION}; upgrade peertune"
+            )
+        return Config.model_validate_json(json.dumps(data))
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(
-            f"{folder / 'config.json'} cannot be read ({type(error).__name__}); this is not a complete run"
+            f"{path} is missing or damaged ({type(error).__name__}); put it back from a backup, or start a new run"
         ) from None
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Only one process works in a run's folder. Raises `ConfigError` if another one does."""
-    with (folder / "lock").open("w") as file:
+    """Only one process works in a run's folder. Raises `ConfigError` if another one does, `StorageError` if the
+    folder cannot be written.
+    """
+    try:
+        file = (folder / "lock").open("w")
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written ({error.strerror}); free space or check the rights") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

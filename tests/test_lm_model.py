@@ -189,7 +189,7 @@ def test_unavailable_hub_model_is_explained(monkeypatch: pytest.MonkeyPatch) -> 
         raise OSError("no route")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    with pytest.raises(ConfigError, match=r"'org/name': could not be downloaded.*hf download org/name"):
+    with pytest.raises(ConfigError, match=r"'org/name': .* the hub did not give it.*hf download org/name"):
         LanguageModel.load("org/name")
 
 
@@ -210,7 +210,7 @@ def test_corrupt_weights_are_refused(folder: Path) -> None:
     content = weights.read_bytes()
     for damaged in (content[: len(content) // 2], b"\xff" * 100, b""):
         weights.write_bytes(damaged)
-        with pytest.raises(ConfigError, match="Copy or download it again"):
+        with pytest.raises(ConfigError, match="copy or download it again"):
             LanguageModel.load(str(folder))
 
 
@@ -236,7 +236,7 @@ def test_tokenizer_must_fit_the_model(folder: Path) -> None:
     tokenizer = make_tokenizer()
     tokenizer.add_tokens([f"<new{index}>" for index in range(5)])
     tokenizer.save_pretrained(folder)
-    with pytest.raises(ConfigError, match=r"ids up to 324, but the model has 320.*belongs to the model"):
+    with pytest.raises(ConfigError, match=r"ids up to 324, the model only up to 319.*belongs to the model"):
         LanguageModel.load(str(folder))
 
 

@@ -20,8 +20,8 @@ def load_tokenizer(folder: Path, source: str) -> Any:
         tokenizer: Any = loader.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise ConfigError(
-            f"model {source!r}: expected a tokenizer (tokenizer.json) in {folder}, found none to read: "
-            + first_line(error)
+            f"model {source!r}: expected a tokenizer (tokenizer.json) in {folder}, found none that can be read; "
+            f"put the model's own there ({first_line(error)})"
         ) from error
     if tokenizer.eos_token_id is None:
         raise ConfigError(
@@ -44,8 +44,8 @@ def load_base(folder: Path, source: str, tokenizer: Any, device: str) -> Any:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
-            f"model {source!r}: expected a causal language model that transformers can read, found: "
-            f"{first_line(error)} Copy or download it again."
+            f"model {source!r}: expected a causal language model that transformers can read; copy or download it "
+            f"again ({first_line(error)})"
         ) from error
     _check_complete(report, source)
     _check_vocabulary(tokenizer, base, source)
@@ -74,7 +74,7 @@ def _check_vocabulary(tokenizer: Any, base: Any, source: str) -> None:
     largest = max(tokenizer.get_vocab().values())
     if largest >= rows:
         raise ConfigError(
-            f"model {source!r}: its tokenizer has token ids up to {largest}, but the model has {rows}. "
+            f"model {source!r}: its tokenizer has token ids up to {largest}, the model only up to {rows - 1}. "
             "Put the tokenizer that belongs to the model beside it."
         )
 

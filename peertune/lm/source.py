@@ -48,7 +48,7 @@ def resolve(source: str) -> tuple[str, Origin]:
         return source, "hub"
     raise ConfigError(
         f"model {source!r}: expected a folder with config.json and *.safetensors, 'bundled/NAME' "
-        "or a hub id 'org/name', found no such folder."
+        f"or a hub id 'org/name', found no such folder in {Path.cwd()}."
     )
 
 
@@ -67,7 +67,7 @@ def local_folder(source: str) -> Path:
         folder = Path(snapshot_download(place, allow_patterns=list(FILES)))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise ConfigError(
-            f"model {source!r}: could not be downloaded ({type(error).__name__}). "
+            f"model {source!r}: there is no such folder here, and the hub did not give it ({type(error).__name__}). "
             f"Check the name and the network, or download it before: hf download {place}"
         ) from error
     _check_folder(folder, source)
