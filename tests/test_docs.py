@@ -7,6 +7,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import yaml
+from small import make_models, small_config
 
 from peertune.listing import listing
 from peertune.matchmakers import MATCHMAKERS, Pair
@@ -97,3 +99,15 @@ def test_the_matchmaker_of_the_extending_page_works() -> None:
     policy = module.BestSource()
     chosen = policy.match(policy.init(0), candidates, 1)
     assert [(pair.source, pair.receiver) for pair in chosen] == [("b", "a")]
+
+
+def test_the_python_example_of_the_readme_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = small_config(make_models(tmp_path), "llama gpt2").model_dump(mode="json")
+    (tmp_path / "own-data.yaml").write_text(yaml.safe_dump(config | {"rounds": 1}), encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text("README.md"), re.S)
+    exec(example.replace("rounds=5", "rounds=1"), {})
+    printed = capsys.readouterr().out
+    assert "taught" in printed and "the coordinator received: {" in printed and "report.html" in printed
