@@ -31,7 +31,7 @@ def export_adapter(folder: Path, agent: str, to: Path, arm: str | None = None) -
     Raises `ConfigError` for unknown names or a taken folder, `PeertuneError` (and removes the folder) if they differ.
     """
     config = stored_config(folder)
-    arm = arm or config.method.type
+    arm = arm or str(config.method.type)
     digest = _digest(folder, config, agent, arm)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"{to} exists and is not an empty folder; name another one")
