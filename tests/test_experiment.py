@@ -100,6 +100,12 @@ def head(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> st
     return run(tmp_path_factory.mktemp("runs") / "undisturbed", small_config(models, TWO)).head
 
 
+@pytest.fixture(scope="module")
+def longer(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same with three rounds."""
+    return run(tmp_path_factory.mktemp("runs") / "longer", small_config(models, TWO, rounds=3)).head
+
+
 def spoil(patch: pytest.MonkeyPatch, verb: str, behave: Callable[..., Any]) -> None:
     """Every agent's `verb` becomes `behave(original, agent, *args)`."""
     original = VERBS[verb]
@@ -414,7 +420,9 @@ def test_the_engine_may_change_from_session_to_session(models: dict[str, str], t
 
 @pytest.mark.parametrize("whose", ["a1", "coordinator"])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
-def test_a_damaged_checkpoint_costs_one_round(models: dict[str, str], tmp_path: Path, whose: str, damage: str) -> None:
+def test_a_damaged_checkpoint_costs_one_round(
+    models: dict[str, str], tmp_path: Path, whose: str, damage: str, longer: str
+) -> None:
     config = small_config(models, TWO, rounds=3)
     stopped_after(tmp_path / "run", config, "knexa", 2)
     stored = last_checkpoint(Ledger.read(tmp_path / "run" / "ledger.sqlite"), "knexa").body
@@ -431,11 +439,11 @@ def test_a_damaged_checkpoint_costs_one_round(models: dict[str, str], tmp_path: 
     (said,) = [body for event, body in seen if event == "damaged"]
     assert (said["arm"], said["round"]) == ("knexa", 2) and digest in said["cause"]
     assert [body["round"] for event, body in seen if event == "begin"] == [2, 3]
-    assert ledger.head == run(tmp_path / "whole", config).head
+    assert ledger.head == longer
     assert Blobs(owner / "checkpoints").get(digest) == raw  # made again
 
 
-def test_both_generations_damaged_begin_the_arm_anew(models: dict[str, str], tmp_path: Path) -> None:
+def test_both_generations_damaged_begin_the_arm_anew(models: dict[str, str], tmp_path: Path, longer: str) -> None:
     config = small_config(models, TWO, rounds=3)
     stopped_after(tmp_path / "run", config, "knexa", 2)
     for event in Ledger.read(tmp_path / "run" / "ledger.sqlite").events("checkpoint", "knexa"):
@@ -443,7 +451,7 @@ def test_both_generations_damaged_begin_the_arm_anew(models: dict[str, str], tmp
     rounds: list[int] = []
     ledger = resume(tmp_path / "run", lambda event, body: rounds.append(body["round"]) if event == "begin" else None)
     assert rounds == [1, 2, 3]
-    assert ledger.head == run(tmp_path / "whole", config).head
+    assert ledger.head == longer
 
 
 def test_a_worker_that_is_lost_while_it_resumes_costs_no_round(
