@@ -6,8 +6,9 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -31,12 +32,31 @@ Set = Annotated[
 
 
 def main() -> None:
-    """Entry point: an error of ours is one message and its exit code, never a traceback."""
+    """Entry point: an error is one message and its exit code, never a traceback."""
+    _mend_streams()
     try:
         app()
     except PeertuneError as error:
-        typer.echo(f"peertune: {error}", err=True)
-        raise SystemExit(error.exit_code) from None
+        _end(str(error), error.exit_code)
+    except ImportError as error:
+        _end(f"the installation is not complete ({error}); install it again: pip install peertune", 2)
+    except OSError as error:  # what a file of a run meets is a `StorageError`: this is the output, most likely
+        _end(f"{error.filename or 'the output'}: {error.strerror}; free space or check the rights", 2)
+
+
+def _mend_streams() -> None:
+    """A closed output swallows what is written to it; a letter that its encoding lacks is written as `?`."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  until the process ends
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _end(message: str, exit_code: int) -> NoReturn:
+    typer.echo(f"peertune: {message}", err=True)
+    raise SystemExit(exit_code) from None
 
 
 @app.command()
@@ -72,13 +92,14 @@ def list_everything(runs: Runs = Path("runs")) -> None:
 def validate(file: Source, set: Set = []) -> None:  # noqa: B006
     """Check a configuration without loading a model: offline, in under two seconds."""
     from peertune.config import read_config, resolve_recipe
-    from peertune.lm.source import resolve
+    from peertune.places import check_places
 
     path = resolve_recipe(file)
     config = read_config(path, set)
-    for agent in config.agents:
-        resolve(agent.model)
+    remote = check_places(config)
     typer.echo(f"{path}: OK: {len(config.agents)} agents, {config.rounds} rounds of {', '.join(config.arms())}")
+    if remote:
+        typer.echo(f"no folder here, so the Hugging Face hub will be asked for: {', '.join(remote)}")
 
 
 @app.command()
@@ -105,11 +126,13 @@ def run(
 ) -> None:
     """Run a configuration from start to end: baselines, method, report."""
     from peertune.config import read_config, resolve_recipe
-    from peertune.runs import free_name
+    from peertune.places import check_places
+    from peertune.runs import free_name, new_run
 
     path = resolve_recipe(file)
     config = read_config(path, [*set, *([f"seed={seed}"] if seed is not None else [])])
-    folder = runs / name if name else free_name(runs, path.stem)
+    folder = free_name(runs, path.stem) if name is None else new_run(runs, name)
+    check_places(config)
 
     from peertune.experiment import Experiment
     from peertune.terminal import print_results
@@ -122,12 +145,18 @@ def run(
 @app.command()
 def resume(name: Name, runs: Runs = Path("runs")) -> None:
     """Continue a run from its last complete round."""
-    from peertune.experiment import Experiment
+    from peertune.runs import existing_run, is_finished
     from peertune.terminal import print_results
 
-    with _watching() as watch:
-        _run_to_end(Experiment.reopen(runs / name, watch))
-    print_results(runs / name)
+    folder = existing_run(runs, name)
+    if is_finished(folder):
+        typer.echo(f"the run {name!r} is finished, there is nothing to resume; these are its results", err=True)
+    else:
+        from peertune.experiment import Experiment  # after the cheap checks: this imports torch
+
+        with _watching() as watch:
+            _run_to_end(Experiment.reopen(folder, watch))
+    print_results(folder)
 
 
 @app.command()

@@ -111,6 +111,7 @@ def test_unavailable_hub_data_set_is_explained(monkeypatch: pytest.MonkeyPatch) 
 
 def test_missing_extras_name_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.parquet").write_bytes(b"")
+    (tmp_path / "dataset_info.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for path in ("org/data", str(tmp_path), str(tmp_path / "x.parquet")):

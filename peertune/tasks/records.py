@@ -10,13 +10,15 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from peertune.errors import ConfigError
 from peertune.tasks.base import Example, Split, Task
 
 FORMATS = "'prompt' and 'completion', or 'text', or 'messages'"
 EXTRA = "install it with: pip install 'peertune[data]'"
+KINDS = (".jsonl", ".json", ".parquet")
+SAVED = ("dataset_info.json", "dataset_dict.json")  # what a folder of save_to_disk holds
 Located = tuple[str, Any]  # where a row stands, as users count; the row
 
 
@@ -76,19 +78,35 @@ class Records(Task):
             )
 
 
-def _rows(path: str) -> Iterator[Located]:
+def locate(path: str, kinds: tuple[str, ...] = KINDS) -> Literal["file", "folder", "hub"]:
+    """What `path` means; nothing is read or downloaded. Raises `ConfigError` if nothing is there to be read."""
     file = Path(path).expanduser()
     if file.is_file():
-        readers = {".jsonl": _json_lines, ".json": _json_list, ".parquet": _parquet}
-        if file.suffix not in readers:
-            raise ConfigError(f"{path}: expected a .jsonl, .json or .parquet file, found {file.suffix or 'no suffix'}.")
-        return readers[file.suffix](file)
+        if not path.endswith(kinds):
+            found = file.suffix or "no suffix"
+            raise ConfigError(f"{path}: expected a {', '.join(kinds[:-1])} or {kinds[-1]} file, found {found}.")
+        return "file"
+    place = path.partition(":")[0]
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in SAVED):
+            raise ConfigError(f"{path}: expected a file, or a folder written by save_to_disk, found another folder.")
+        return "folder"
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", place) and not place.endswith(kinds):
+        return "hub"
+    raise ConfigError(f"{path}: expected a file, a folder or a hub id 'org/name', found no such file in {Path.cwd()}.")
+
+
+def _rows(path: str) -> Iterator[Located]:
     place, _, split = path.partition(":")
-    if Path(place).expanduser().is_dir():
-        return _datasets_rows(path, _load_folder(path, Path(place).expanduser(), split or "train"))
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", place) and not place.endswith((".jsonl", ".json", ".parquet")):
-        return _datasets_rows(path, _load_hub(path, place, split or "train"))
-    raise ConfigError(f"{path}: expected a file, a folder or a hub id 'org/name', found no such file.")
+    match locate(path):
+        case "file":
+            file = Path(path).expanduser()
+            return {".jsonl": _json_lines, ".json": _json_list, ".parquet": _parquet}[file.suffix](file)
+        case "folder":
+            return _datasets_rows(path, _load_folder(path, Path(place).expanduser(), split or "train"))
+        case "hub":
+            return _datasets_rows(path, _load_hub(path, place, split or "train"))
 
 
 def _json_lines(file: Path) -> Iterator[Located]:
@@ -137,7 +155,8 @@ def _load_hub(path: str, name: str, split: str) -> Any:
         return datasets.load_dataset(name, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ConfigError(
-            f"{path}: the hub gave no data set {name!r} with a split {split!r} ({type(error).__name__}). "
+            f"{path}: there is no such folder here, and the hub gave no data set {name!r} with a split {split!r} "
+            f"({type(error).__name__}). "
             "Check the name and the network."
         ) from None  # the cause may quote rows
 
@@ -168,6 +187,8 @@ def _parse(text: str, place: str, first_line: int) -> Any:
     except json.JSONDecodeError as error:  # it holds the whole text: do not chain it
         line = f"line {error.lineno}, " if first_line else ""
         problem = f"{line}column {error.colno}"
+    except (ValueError, RecursionError):
+        problem = "a number of thousands of digits or very deep nesting"
     raise ConfigError(f"{place}: expected JSON, found none that can be read, at {problem}.")
 
 

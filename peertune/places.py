@@ -1,0 +1,41 @@
+"""Do the models and data sets that a configuration names exist? Nothing is loaded or downloaded, no torch imported."""
+
+from collections.abc import Iterator
+
+from peertune.config.schema import Config, HumanEvalTask, MBPPTask, RecordsTask
+from peertune.errors import ConfigError
+from peertune.lm.source import resolve
+from peertune.tasks.programs import FILE_KINDS
+from peertune.tasks.records import KINDS, locate
+
+
+def check_places(config: Config) -> list[str]:
+    """The models and data sets that are not on this machine and will be asked of the hub, sorted.
+
+    Raises `ConfigError`, one line each, for all that are nowhere.
+    """
+    remote, lines = set(), []
+    for key, place, kinds in _places(config):
+        try:
+            if (locate(place, kinds) if kinds else resolve(place)[1]) == "hub":
+                remote.add(place)
+        except ConfigError as error:
+            lines.append(f"[{key}] {error}")
+    if lines:
+        raise ConfigError("\n".join(lines))
+    return sorted(remote)
+
+
+def _places(config: Config) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """(key, path, suffixes of files that are read there); a model has no suffixes."""
+    task = config.task
+    if isinstance(task, MBPPTask | HumanEvalTask):
+        yield "task.path", task.path, FILE_KINDS
+    if isinstance(task, RecordsTask):
+        yield "task.test", task.test, KINDS
+    if isinstance(task, MBPPTask | HumanEvalTask | RecordsTask) and task.transfer:
+        yield "task.transfer", task.transfer, KINDS
+    for number, agent in enumerate(config.agents):
+        yield f"agents.{number}.model", agent.model, ()
+        if agent.data:
+            yield f"agents.{number}.data.path", agent.data.path, KINDS
