@@ -38,16 +38,6 @@ from peertune.tasks.base import Example, Task
 Verb = TypeVar("Verb", bound=Callable[..., Payload | None])
 VERBS: dict[str, Callable[..., Payload | None]] = {}
 
-# payload kind -> who may pull it, unless the agent's configuration says otherwise
-DEFAULT_RELEASE = {
-    "texts": "agents",
-    "profile": "coordinator",
-    "gain": "coordinator",
-    "scores": "coordinator",
-    "receipt": "coordinator",
-    "weights": "nobody",
-}
-
 
 def verb(function: Verb) -> Verb:
     """Mark a method as callable from outside."""
@@ -67,7 +57,10 @@ class AgentData:
 
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
-    """Everything an agent needs besides model and data. `release` maps a payload kind to who may pull it."""
+    """Everything an agent needs besides model and data.
+
+    `release` maps a payload kind to who may pull it: coordinator, agents, everyone or (also if not named) nobody.
+    """
 
     name: str
     seed: int
@@ -84,7 +77,7 @@ class Agent:
     def __init__(self, settings: AgentSettings, lm: LanguageModel, data: AgentData, record: AgentRecord) -> None:
         self.name = settings.name
         self._settings, self._lm, self._data = settings, lm, data
-        self._release = DEFAULT_RELEASE | settings.release
+        self._release = settings.release
         self._trainer = Trainer(lm, self.name, settings.training)
         self._train = self._encode_examples(data.train)
         self._validation = self._encode_examples(data.validation)
@@ -126,6 +119,8 @@ class Agent:
     @verb
     def fit(self, steps: int) -> None:
         """Train on the agent's own data."""
+        if steps == 0:
+            return
         with self._undone_if_failing():
             loss = self._mean(self._step([(self._own_batch(), 1.0)]) for _ in range(steps))
             self._mean_loss(self._validation[: self._settings.training.batch_size])  # the last step may have diverged

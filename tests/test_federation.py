@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from toy import FIRST, INVALID, NAMES, QUIET
 
-from peertune.agent import DEFAULT_RELEASE, VERBS
+from peertune.agent import VERBS
+from peertune.config.schema import Release
 from peertune.engines.base import ANSWERS, Barrier, Engine, Entry, Ref
 from peertune.errors import AgentError
 from peertune.federation import AgentHandle, Federation
@@ -98,7 +99,7 @@ def test_a_handles_methods_are_the_agents_verbs() -> None:
 
 
 def test_the_toy_keeps_the_release_policy_of_real_agents() -> None:
-    assert toy.RELEASE == DEFAULT_RELEASE
+    assert Release().model_dump() == toy.RELEASE
 
 
 def test_an_unknown_agent() -> None:

@@ -15,7 +15,7 @@ from peertune.matchmakers import MATCHMAKERS, HeteroGreedy, LinUCB, Matchmaker, 
 from peertune.matchmakers.base import State, greedy_disjoint
 from peertune.matchmakers.hetero_greedy import jensen_shannon
 from peertune.payloads import Profile
-from peertune.profiles import HISTOGRAM, SCORE
+from peertune.profiles import HISTOGRAM, LOSS, SCORE
 
 POLICIES = [LinUCB(), LinUCB(beta=0.0, ridge=0.1), Uniform(), HeteroGreedy()]
 
@@ -289,3 +289,11 @@ def test_the_most_different_meet_and_the_better_teaches() -> None:
 def test_equally_good_agents_still_meet() -> None:
     profiles = {"a": profile(0.5, [1, 0]), "b": profile(0.5, [0, 1])}
     assert len(HeteroGreedy().match({}, directed_pairs(profiles), 1)) == 1
+
+
+def test_hetero_greedy_breaks_equal_scores_by_the_loss() -> None:
+    contexts = {name: np.zeros(32) for name in "ab"}
+    contexts["a"][LOSS], contexts["b"][LOSS] = 0.9, 0.2
+    candidates = [Pair(s, r, np.concatenate([contexts[s], contexts[r]])) for s, r in (("a", "b"), ("b", "a"))]
+    chosen = HeteroGreedy().match({}, candidates, 1)
+    assert [(pair.source, pair.receiver) for pair in chosen] == [("b", "a")]

@@ -27,7 +27,7 @@ from peertune.payloads import Gain, Number, Payload, Profile, Receipt, Scores, T
 
 PATH_HERE = {"PYTHONPATH": str(Path(__file__).parent)}
 NAMES = ("a0", "a1", "a2", "a3", "open", "shut")
-RELEASE = {  # as peertune.agent.DEFAULT_RELEASE, which cannot be imported without torch
+RELEASE = {  # as the configuration's defaults
     "texts": "agents",
     "profile": "coordinator",
     "gain": "coordinator",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from peertune.matchmakers.base import Matchmaker, Pair, State, greedy_disjoint
-from peertune.profiles import HISTOGRAM, SCORE
+from peertune.profiles import HISTOGRAM, LOSS, SCORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class HeteroGreedy(Matchmaker):
 
     def match(self, state: State, candidates: Sequence[Pair], k: int) -> list[Pair]:
         half = len(candidates[0].context) // 2 if candidates else 0
-        taught_by_better = [pair for pair in candidates if pair.context[SCORE] >= pair.context[half + SCORE]]
+        taught_by_better = [pair for pair in candidates if _skill(pair.context) >= _skill(pair.context[half:])]
         distances = [
             jensen_shannon(pair.context[HISTOGRAM], pair.context[half:][HISTOGRAM]) for pair in taught_by_better
         ]
@@ -29,6 +29,11 @@ class HeteroGreedy(Matchmaker):
 
     def update(self, state: State, pair: Pair, reward: float) -> State:
         return state
+
+
+def _skill(profile: np.ndarray) -> tuple[float, float]:
+    """The better performer has the higher validation score or, equal scores being common, the lower loss."""
+    return float(profile[SCORE]), -float(profile[LOSS])
 
 
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
