@@ -207,7 +207,12 @@ def _watching() -> Iterator[Any]:
         with Progress() as progress:
             yield progress
     else:
-        yield lambda event, body: print(json.dumps({"event": event, **body}), flush=True)  # noqa: T201
+        yield _print_json
+
+
+def _print_json(event: str, body: dict[str, Any]) -> None:
+    shown = {key: value for key, value in body.items() if key != "previews"}  # private text is for a person, not a log
+    print(json.dumps({"event": event, **shown}), flush=True)  # noqa: T201
 
 
 def _run_to_end(experiment: Any) -> None:

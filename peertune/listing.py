@@ -41,7 +41,7 @@ def _first_comment(path: Path) -> str:
 
 
 def _runs(folder: Path) -> Iterator[tuple[str, str]]:
-    for path in sorted(folder.glob("*/ledger.sqlite")):
+    for path in sorted(folder.glob("[!.]*/ledger.sqlite")):  # a hidden one was killed while it was made
         try:
             ledger = Ledger.read(path)
             events = list(ledger.events())

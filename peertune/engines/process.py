@@ -27,6 +27,7 @@ class Process:
                 [sys.executable, "-m", "peertune.engines.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                stdout=2,  # stdout is for the run's events; what a library prints goes to stderr
                 env={**os.environ, **ENVIRONMENT, **environment},
             )
         finally:
