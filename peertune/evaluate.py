@@ -64,9 +64,7 @@ def codebleu(references: Sequence[str], texts: Sequence[str]) -> float:
     if not texts:
         raise ValueError("CodeBLEU needs at least one text; got none")
     try:
-        score = importlib.import_module("codebleu").calc_codebleu(
-            list(references), list(texts), lang="python"
-        )
+        score = importlib.import_module("codebleu").calc_codebleu(list(references), list(texts), lang="python")
     except (ImportError, TypeError) as error:
         # TypeError: the grammar is too new for the library's tree-sitter.
         raise ConfigError(

@@ -88,9 +88,7 @@ def test_humaneval_grades(sandbox: Sandbox, tmp_path: Path, text: str, grade: fl
 def test_humaneval_example(tmp_path: Path) -> None:
     task = HumanEval(write(tmp_path / "h.jsonl.gz", ADD), None)
     assert task.examples("test") == [
-        Example(
-            ADD["prompt"], ADD["canonical_solution"], "code", (ADD["test"], "check(add)\n"), "HumanEval/x"
-        )
+        Example(ADD["prompt"], ADD["canonical_solution"], "code", (ADD["test"], "check(add)\n"), "HumanEval/x")
     ]
     with pytest.raises(ConfigError, match="no train split"):
         task.examples("train")
@@ -212,9 +210,7 @@ def test_hub_names(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="install `peertune\\[data\\]`"):
         HumanEval("openai/openai_humaneval", None)
     fake: Any = types.ModuleType("datasets")
-    fake.load_dataset = {
-        "google-research-datasets/mbpp": {"test": [TWICE], "train": [TWICE | {"task_id": 601}]}
-    }.get
+    fake.load_dataset = {"google-research-datasets/mbpp": {"test": [TWICE], "train": [TWICE | {"task_id": 601}]}}.get
     monkeypatch.setitem(sys.modules, "datasets", fake)
     task = MBPP("google-research-datasets/mbpp", None)
     assert [len(task.examples(split)) for split in ("test", "train")] == [1, 1]
@@ -236,9 +232,7 @@ def test_all_references_of_humaneval_pass_and_no_other_answers(sandbox: Sandbox)
     assert task.grade(examples, [example.completion for example in examples]) == [1.0] * 164
     for text in ("", "x = 1", "    pass\n", "    import sys\n    sys.exit(0)\n"):
         assert task.grade(examples, [text] * 164) == [0.0] * 164
-    assert (
-        task.grade(examples, [example.completion for example in examples[1:] + examples[:1]]) == [0.0] * 164
-    )
+    assert task.grade(examples, [example.completion for example in examples[1:] + examples[:1]]) == [0.0] * 164
 
 
 @needs_data

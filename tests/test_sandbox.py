@@ -196,9 +196,7 @@ def descendants(pid: int) -> set[int]:
 
 @needs_bubblewrap
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_program_does_not_pass_and_leaves_nothing(
-    sandbox: Sandbox, name: str, tmp_path: Path
-) -> None:
+def test_a_hostile_program_does_not_pass_and_leaves_nothing(sandbox: Sandbox, name: str, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     marker.write_text("untouched")
     code, reasons = HOSTILE[name]
@@ -239,9 +237,7 @@ def test_nothing_of_the_users_can_be_seen_or_changed(sandbox: Sandbox, tmp_path:
 def test_no_process_outlives_its_program_or_the_sandbox() -> None:
     before = descendants(os.getpid())
     with Sandbox() as sandbox:
-        threads = (
-            "import threading, time\nfor _ in '12345': threading.Thread(target=time.sleep, args=[9]).start()"
-        )
+        threads = "import threading, time\nfor _ in '12345': threading.Thread(target=time.sleep, args=[9]).start()"
         assert sandbox.run([Program(threads)]) == [PASSED]
         judges = descendants(os.getpid()) - before
         assert sandbox.run([Program("while True: pass", 0.2)])[0].reason == "timeout"
@@ -315,9 +311,7 @@ def test_a_judge_that_dies_or_falls_silent_is_replaced(monkeypatch: pytest.Monke
             with contextlib.suppress(ProcessLookupError):  # it went with its parent
                 os.kill(pid, 9)
         assert sandbox.run([GOOD] * 8) == [PASSED] * 8
-        monkeypatch.setattr(
-            sandbox_module, "PATIENCE", -0.9
-        )  # the watchdog fires before the judge's own clock
+        monkeypatch.setattr(sandbox_module, "PATIENCE", -0.9)  # the watchdog fires before the judge's own clock
         assert sandbox.run([Program("while True: pass", 1.0)]) == [Verdict(False, "timeout")]
         monkeypatch.undo()
         assert sandbox.run([GOOD] * 8) == [PASSED] * 8
@@ -330,20 +324,14 @@ def test_a_sandbox_works_in_a_thread_after_the_one_that_first_used_it_has_gone(s
             assert pool.submit(sandbox.run, [GOOD]).result() == [PASSED]
 
 
-def test_without_bubblewrap_construction_says_the_cure(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_bubblewrap_construction_says_the_cure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert probe() == (False, "bubblewrap is not installed")
-    with pytest.raises(
-        ConfigError, match="bubblewrap is not installed. Install bubblewrap .* `sandbox: unsafe`"
-    ):
+    with pytest.raises(ConfigError, match="bubblewrap is not installed. Install bubblewrap .* `sandbox: unsafe`"):
         Sandbox()
 
 
-def test_a_bubblewrap_that_does_not_work_is_told_apart(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_bubblewrap_that_does_not_work_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake = tmp_path / "bwrap"
     fake.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
     fake.chmod(0o755)

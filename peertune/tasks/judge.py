@@ -31,9 +31,7 @@ USUAL = [
     "fractions", "functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "queue", "random",
     "re", "statistics", "string", "textwrap", "threading", "typing",
 ]  # fmt: skip
-ERRORS = {
-    kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, BaseException)
-}
+ERRORS = {kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, BaseException)}
 OWN_WORDS = {AssertionError: "assertion", MemoryError: "memory", SystemExit: "exit"}
 REASONS = {OWN_WORDS.get(kind, f"error: {kind.__name__}") for kind in ERRORS} | {"passed"}
 

@@ -27,9 +27,7 @@ def read_rows(path: str | Path, texts: Sequence[str]) -> list[dict[str, Any]]:
     elif HUB_NAME.fullmatch(name) and not Path(path).exists():
         rows = _from_hub(name)
     else:
-        raise ConfigError(
-            f"{name}: expected a {', '.join(FILE_KINDS)} file or the name of a data set, owner/name"
-        )
+        raise ConfigError(f"{name}: expected a {', '.join(FILE_KINDS)} file or the name of a data set, owner/name")
     for number, row in enumerate(rows, 1):
         missing = [text for text in texts if not (isinstance(row, dict) and isinstance(row.get(text), str))]
         if missing:
@@ -79,9 +77,7 @@ def grade_programs(
 ) -> list[float]:
     """1.0 where prompt + completion + tests, one program, runs to its end; equal programs run once."""
     if sandbox is None:
-        raise ConfigError(
-            "this task runs programs that models wrote: it grades only with a sandbox, and got none"
-        )
+        raise ConfigError("this task runs programs that models wrote: it grades only with a sandbox, and got none")
     programs = [
         Program("\n".join([example.prompt + completion, *example.tests]), timeout)
         for example, completion in zip(examples, completions, strict=True)

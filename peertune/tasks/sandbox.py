@@ -81,9 +81,7 @@ def _bubblewrap() -> list[str]:
 def _trial(bwrap: str) -> tuple[bool, str]:
     command = [bwrap, *_bubblewrap()[1:]]
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, env=ENVIRONMENT, timeout=60
-        )
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=ENVIRONMENT, timeout=60)
     except subprocess.TimeoutExpired:
         return False, "bubblewrap did not answer within 60 s"
     if done.returncode == 0 and done.stdout.endswith(b"ready"):
@@ -153,9 +151,7 @@ class _Judge:
             self._answer(self._process, 60.0)
         except (_JudgeDied, TimeoutError) as error:
             self.stop()
-            raise PeertuneError(
-                "a sandbox that worked does not start any more; `peertune doctor` tests it"
-            ) from error
+            raise PeertuneError("a sandbox that worked does not start any more; `peertune doctor` tests it") from error
         return self._process
 
     def _answer(self, process: subprocess.Popen[bytes], seconds: float) -> tuple[bool, str]:
