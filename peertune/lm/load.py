@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from peertune.errors import ConfigError
@@ -42,7 +41,7 @@ def load_base(folder: Path, source: str, tokenizer: Any, device: str) -> Any:
         base, report = loader.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # a damaged config.json raises anything, from KeyError to errors of huggingface_hub
         raise ConfigError(
             f"model {source!r}: expected a causal language model that transformers can read; copy or download it "
             f"again ({first_line(error)})"
