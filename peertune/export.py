@@ -1,10 +1,14 @@
 """Hand out an agent's adapter as an ordinary PEFT folder, and prove that it is the one that was evaluated."""
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from transformers import AutoModelForCausalLM
 
@@ -28,7 +32,7 @@ NEW_TOKENS = 24
 def export_adapter(folder: Path, agent: str, to: Path, arm: str | None = None) -> str:
     """Write the adapter, load it with PEFT as anyone would, compare logits and a greedy text. Returns what to print.
 
-    Raises `ConfigError` for unknown names or a taken folder, `PeertuneError` (and removes the folder) if they differ.
+    Raises `ConfigError` for unknown names or a taken folder, `PeertuneError` if they differ; then nothing is left.
     """
     config = stored_config(folder)
     arm = arm or str(config.method.type)
@@ -36,21 +40,42 @@ def export_adapter(folder: Path, agent: str, to: Path, arm: str | None = None) -
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"{to} exists and is not an empty folder; name another one")
     agent_config = config.agents[config.agent_names().index(agent)]
-    lm = _restored(config, agent_config, agent, Blobs(folder / "agents" / agent / "checkpoints").get(digest))
+    lm = _restored(config, agent_config, agent, _checkpoint(folder, agent, digest))
+    target = to.resolve()
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")  # an adapter appears whole or not at all
     try:
-        lm.save_adapter(agent, to)
-    except OSError as error:
-        raise StorageError(f"{to} cannot be written ({error.strerror})") from error
-    difference = _compare(lm, agent, to)
-    if not difference <= TOLERANCE:
-        shutil.rmtree(to)
-        raise PeertuneError(
-            f"the exported adapter does not behave like the run's (logits differ by {difference:.2g}); nothing was kept"
-        )
+        with _storage(to):
+            lm.save_adapter(agent, unfinished)
+        difference = _compare(lm, agent, unfinished)
+        if not difference <= TOLERANCE:
+            raise PeertuneError(
+                f"the exported adapter does not behave like the run's (logits differ by {difference:.2g}); "
+                "nothing was kept"
+            )
+        with _storage(to):
+            unfinished.rename(target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     return (
         f"OK: {agent} after {arm} is in {to}; loaded again, its logits agree within {difference:.0e} "
         f"and its greedy text is the same"
     )
+
+
+@contextmanager
+def _storage(to: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StorageError(f"{to} cannot be written ({reason}); free space or check the rights") from error
+
+
+def _checkpoint(folder: Path, agent: str, digest: str) -> bytes:
+    try:
+        return Blobs(folder / "agents" / agent / "checkpoints").get(digest)
+    except StorageError as error:
+        raise StorageError(f"{error}; put the file back, or export another --arm") from None
 
 
 def _digest(folder: Path, config: Config, agent: str, arm: str) -> str:

@@ -40,9 +40,10 @@ def check_memory(config: Config, groups: list[list[str]]) -> None:
         for group in groups
     )
     if needed > available_memory():
+        workers, cure = (f"{len(groups)} workers", "set `engine.workers: 1`, ") if len(groups) > 1 else ("1 worker", "")
         raise ConfigError(
-            f"the models need about {needed / 1e9:.1f} GB in {len(groups)} workers, {available_memory() / 1e9:.1f} GB "
-            "are free; set `engine: {workers: 1}`, use smaller models, or close other programs"
+            f"the models need about {needed / 1e9:.1f} GB in {workers}, {available_memory() / 1e9:.1f} GB are free; "
+            f"{cure}use smaller models, or close other programs"
         )
 
 
