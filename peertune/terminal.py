@@ -16,6 +16,7 @@ from peertune.report import Table, result_tables, run_tables, write_report
 from peertune.runs import LEDGER
 
 FILE_WIDTH = 120  # columns of a table that is written to a file
+LONGEST_WORD = 24  # characters of a cell that stay on one line in a narrow terminal
 
 
 class Progress:
@@ -87,9 +88,14 @@ class Progress:
 
 def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """One table."""
-    table = Grid(*map(escape, columns), title=escape(title), title_justify="left")
-    for row in rows:
-        table.add_row(*(escape(_printable(str(cell))) for cell in row))
+    table = Grid(title=escape(title), title_justify="left")
+    cells = [[_printable(str(cell)) for cell in row] for row in rows]
+    for number, column in enumerate(columns):
+        longest = max((len(word) for row in cells for word in row[number].split()), default=0)
+        # a narrow terminal folds the header: half a number would be another number
+        table.add_column(escape(column), overflow="fold", min_width=min(longest, LONGEST_WORD))
+    for row in cells:
+        table.add_row(*map(escape, row))
     Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
 
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from small import make_models, run, small_config
+from small import bodies, make_models, run, small_config
 
+from peertune import terminal
+from peertune.ledger import Ledger
 from peertune.terminal import Progress, print_everything, print_results, print_rows
 
 
@@ -69,3 +71,18 @@ def test_a_table_keeps_its_cells(capsys: pytest.CaptureFixture[str]) -> None:
     print_rows("Checks", ["Check", "Found"], [["Disk", "[bold]3 GB\x1b[1m"]])
     shown = capsys.readouterr().out
     assert "[bold]3 GB" in shown and "\x1b" not in shown
+
+
+def test_a_narrow_terminal_cuts_no_number(
+    finished: tuple[Path, list[tuple[str, dict[str, Any]]]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(terminal, "FILE_WIDTH", 80)
+    print_everything(finished[0])
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    ledger = Ledger.read(finished[0] / "ledger.sqlite")
+    for body in bodies(ledger, "pair"):
+        assert f"{body['reward']:+.4f}" in shown and f"{body['before']:.4f}" in shown
+    ledger.close()

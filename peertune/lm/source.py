@@ -67,8 +67,8 @@ def local_folder(source: str) -> Path:
         folder = Path(snapshot_download(place, allow_patterns=list(FILES)))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise ConfigError(
-            f"model {source!r}: there is no such folder here, and the hub did not give it ({type(error).__name__}). "
-            f"Check the name and the network, or download it before: hf download {place}"
+            f"model {source!r}: there is no such folder in {Path.cwd()}, and the hub did not give it "
+            f"({type(error).__name__}). Check the name and the network, or download it before: hf download {place}"
         ) from error
     _check_folder(folder, source)
     return folder
