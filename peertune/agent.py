@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -20,7 +20,6 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from peertune.checkpoint import Blobs
-from peertune.engines.base import Entry
 from peertune.errors import AgentError, PayloadError
 from peertune.evaluate import codebleu
 from peertune.ledger import COORDINATOR
@@ -84,7 +83,7 @@ class Agent:
         self._test = self._encode_examples(data.test)
         self._record = record
         self._blobs = Blobs(settings.folder / "checkpoints")
-        self._entries: list[Entry] = []
+        self._metrics: list[tuple[str, float]] = []
 
     @property
     def truncated(self) -> int:
@@ -108,10 +107,10 @@ class Agent:
             return (caller == COORDINATOR) == (who == "coordinator")
         return who == "everyone"
 
-    def take_entries(self) -> list[Entry]:
-        """Metrics noted since the last call."""
-        entries, self._entries = self._entries, []
-        return entries
+    def take_metrics(self) -> list[tuple[str, float]]:
+        """Numbers noted since the last call, by name."""
+        metrics, self._metrics = self._metrics, []
+        return metrics
 
     def log_path(self) -> Path:
         return self._settings.folder / "errors.log"
@@ -125,7 +124,7 @@ class Agent:
             loss = self._mean(self._step([(self._own_batch(), 1.0)]) for _ in range(steps))
             self._mean_loss(self._validation[: self._settings.training.batch_size])  # the last step may have diverged
         self._record.trained(loss)
-        self._note("train_loss", loss)
+        self._metrics.append(("train_loss", loss))
 
     @verb
     def learn(self, prompts: Texts, answers: Texts, kd_weight: float, steps: int) -> Gain:
@@ -142,7 +141,7 @@ class Agent:
             after = self._validation_loss()
         gain = Gain(before, after, sum(len(text.encode()) for text in answers.items) / 1000)
         self._record.learned(gain)
-        self._note("exchange_loss", loss)
+        self._metrics.append(("exchange_loss", loss))
         return gain
 
     @verb
@@ -159,8 +158,8 @@ class Agent:
         texts = self._complete(self._data.validation, 0.0, seed=0)
         grades = self._data.task.grade(self._data.validation, texts)
         loss = self._validation_loss()
-        self._note("validation_loss", loss)
-        self._note("validation_score", float(np.mean(grades)))
+        self._metrics.append(("validation_loss", loss))
+        self._metrics.append(("validation_score", float(np.mean(grades))))
         return build_profile(self._record, loss, float(np.mean(grades)))
 
     @verb
@@ -281,7 +280,3 @@ class Agent:
     def _mean(self, values: Iterator[float]) -> float:
         collected = list(values)
         return math.fsum(collected) / max(1, len(collected))
-
-    def _note(self, name: str, value: float) -> None:
-        body: dict[str, Any] = {"agent": self.name, "name": name, "value": value}
-        self._entries.append(Entry("metric", body))

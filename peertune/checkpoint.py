@@ -10,7 +10,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from peertune.errors import StorageError
+from peertune.errors import DamagedError, StorageError
 
 
 class Blobs:
@@ -24,11 +24,11 @@ class Blobs:
         digest = hashlib.sha256(raw).hexdigest()
         target, temporary = self.folder / digest, self.folder / f"{digest}.{os.getpid()}.tmp"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             if not (target.exists() and target.read_bytes() == raw):  # what was damaged on disk is written again
-                _write(temporary, raw)
+                write_synced(temporary, raw)
                 os.replace(temporary, target)
-            _sync_folder(self.folder)  # also of a file that is there: an earlier sync may have been refused
+            sync_folder(self.folder)  # also of a file that is there: an earlier sync may have been refused
         except OSError as error:
             with suppress(OSError):
                 temporary.unlink()
@@ -39,14 +39,18 @@ class Blobs:
         return digest
 
     def get(self, digest: str) -> bytes:
-        """The content of `digest`. Raises `StorageError` if it is missing or is not what was stored."""
+        """The content of `digest`. Raises `DamagedError` if it is missing or is not what was stored, `StorageError`
+        if the disk refuses for now.
+        """
         path = self.folder / digest
         try:
             raw = path.read_bytes()
+        except FileNotFoundError:
+            raise DamagedError(f"checkpoint {path} is missing") from None
         except OSError as error:
             raise StorageError(f"checkpoint {path} cannot be read ({error.strerror})") from error
         if hashlib.sha256(raw).hexdigest() != digest:
-            raise StorageError(f"checkpoint {path} was damaged on disk: its content does not match its name")
+            raise DamagedError(f"checkpoint {path} was damaged on disk: its content does not match its name")
         return raw
 
     def keep(self, digests: Collection[str]) -> None:
@@ -62,16 +66,26 @@ class Blobs:
             raise StorageError(f"{self.folder}: old checkpoints cannot be deleted ({error.strerror})") from error
 
 
-def _write(path: Path, raw: bytes) -> None:
+def write_synced(path: Path, raw: bytes) -> None:
+    """Write a file and wait until it is on the disk."""
     with path.open("wb") as file:
         file.write(raw)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in `folder` are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and its parents, each on the disk when this returns."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)

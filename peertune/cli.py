@@ -137,8 +137,8 @@ def run(
     from peertune.experiment import Experiment
     from peertune.terminal import print_results
 
-    with _watching() as watch:
-        _run_to_end(Experiment.create(folder, config, watch))
+    with _watching() as (watch, preview):
+        _run_to_end(Experiment.create(folder, config, watch), preview)
     print_results(folder)
 
 
@@ -154,8 +154,8 @@ def resume(name: Name, runs: Runs = Path("runs")) -> None:
     else:
         from peertune.experiment import Experiment  # after the cheap checks: this imports torch
 
-        with _watching() as watch:
-            _run_to_end(Experiment.reopen(folder, watch))
+        with _watching() as (watch, preview):
+            _run_to_end(Experiment.reopen(folder, watch), preview)
     print_results(folder)
 
 
@@ -199,23 +199,24 @@ def export(
 
 
 @contextmanager
-def _watching() -> Iterator[Any]:
-    """Progress for a person on a terminal, one JSON line an event for everything else."""
+def _watching() -> Iterator[tuple[Any, Any]]:
+    """For a person on a terminal progress and the first examples, for everything else one JSON line an event: private
+    text is for a person, not for a log.
+    """
     if sys.stdout.isatty():
         from peertune.terminal import Progress
 
         with Progress() as progress:
-            yield progress
+            yield progress, progress.preview
     else:
-        yield _print_json
+        yield _print_json, lambda facts, text: None
 
 
 def _print_json(event: str, body: dict[str, Any]) -> None:
-    shown = {key: value for key, value in body.items() if key != "previews"}  # private text is for a person, not a log
-    print(json.dumps({"event": event, **shown}), flush=True)  # noqa: T201
+    print(json.dumps({"event": event, **body}), flush=True)  # noqa: T201
 
 
-def _run_to_end(experiment: Any) -> None:
+def _run_to_end(experiment: Any, preview: Any) -> None:
     """Run; the first Ctrl-C stops after the round, the second at once."""
 
     def interrupt(number: int, frame: object) -> None:
@@ -228,4 +229,5 @@ def _run_to_end(experiment: Any) -> None:
         print(message, file=sys.stderr, flush=True)  # noqa: T201
 
     signal.signal(signal.SIGINT, interrupt)
+    experiment.preview = preview
     experiment.run()

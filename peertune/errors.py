@@ -4,6 +4,7 @@ PeertuneError
  +- ConfigError    bad input: configuration, models, data, run names; nothing has been trained
  |   +- MethodError    the agents do not fit the chosen method
  |   +- StorageError   the disk refuses to read or write
+ |       +- DamagedError   what was stored is gone or is not what was stored
  +- AgentError     one agent could not answer one call; the others go on
  +- PayloadError   bytes that are not a valid payload
 
@@ -15,6 +16,7 @@ class PeertuneError(Exception):
     """Base of all errors that a user can meet; `exit_code` is what the command returns."""
 
     exit_code = 1
+    code = "error"  # what a coordinator may know of an agent's error, beside one line
 
 
 class ConfigError(PeertuneError):
@@ -31,6 +33,12 @@ class StorageError(ConfigError):
     """A file of the run cannot be read or written; the last complete round is safe."""
 
 
+class DamagedError(StorageError):
+    """A stored file is missing, or its content is not what was stored: an older one must do."""
+
+    code = "damaged"
+
+
 class PayloadError(PeertuneError):
     """Bytes that do not decode to a valid payload."""
 
@@ -38,6 +46,6 @@ class PayloadError(PeertuneError):
 class AgentError(PeertuneError):
     """`agent` could not answer `verb`: `cause` is one line without private text; the traceback stays with the agent."""
 
-    def __init__(self, agent: str, verb: str, cause: str) -> None:
+    def __init__(self, agent: str, verb: str, cause: str, code: str = "error") -> None:
         super().__init__(f"{agent}.{verb} failed: {cause}")
-        self.agent, self.verb, self.cause = agent, verb, cause
+        self.agent, self.verb, self.cause, self.code = agent, verb, cause, code

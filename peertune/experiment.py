@@ -5,9 +5,6 @@ a round are committed together with its checkpoint, so a run that was stopped at
 round and ends as if it had never been stopped.
 """
 
-import hashlib
-import importlib.metadata
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -25,8 +22,9 @@ from peertune.config.schema import Config, MethodConfig
 from peertune.engines.base import Ref
 from peertune.engines.local import LocalEngine
 from peertune.engines.worker import Done
-from peertune.errors import AgentError, ConfigError, PeertuneError, StorageError
+from peertune.errors import AgentError, DamagedError, PeertuneError, StorageError
 from peertune.federation import Federation
+from peertune.identity import check_same, identity
 from peertune.ledger import Event, Ledger
 from peertune.machine import check_memory, machine, seating
 from peertune.matchmakers import MATCHMAKERS
@@ -39,6 +37,7 @@ START = "start"  # the arm of the warm start, which all others begin from
 BUILDER = "peertune.assemble:build_agents"
 
 Watch = Callable[[str, dict[str, Any]], None]
+Preview = Callable[[dict[str, Any], str], None]
 
 
 class Interrupted(PeertuneError):
@@ -48,11 +47,15 @@ class Interrupted(PeertuneError):
 
 
 class Experiment:
-    """One run in one folder. `watch` is told what happens as it happens."""
+    """One run in one folder. `watch` is told what happens as it happens, without anybody's text.
+
+    `preview` is shown the first training example of each agent, which is private: it is for the agent's owner.
+    """
 
     def __init__(self, folder: Path, config: Config, ledger: Ledger, watch: Watch, new: bool = False) -> None:
         self.folder, self.config, self._ledger, self._watch = folder, config, ledger, watch
         self._blobs = Blobs(folder / "coordinator" / "checkpoints")
+        self.preview: Preview = lambda facts, text: None
         self.stopping, self._new = False, new
         self._arm, self._round = START, 0
 
@@ -118,7 +121,7 @@ class Experiment:
             try:
                 self._restore(fed, event.body["agents"])
                 return load_safetensors(self._blobs.get(event.body["method"])), event.round
-            except StorageError as error:
+            except DamagedError as error:
                 self._watch("damaged", {"arm": arm, "round": event.round, "cause": str(error)})
                 self._ledger.rewind(stored[-1].seq if stored else before_arm)
         self._restore(fed, self._checkpoints(START)[-1].body["agents"])
@@ -143,13 +146,12 @@ class Experiment:
             {agent.name: agent.grade(evaluation.samples, evaluation.temperature) for agent in fed.agents}
         )
         for name, scores in graded.items():
-            body = {
-                "agent": name,
-                "correct": list(scores.correct),
-                "samples": scores.samples,
-                "metrics": scores.metrics,
-            }
-            fed.record("scores", **body)
+            if (len(scores.correct), scores.samples) != (self._problems[name], evaluation.samples):
+                cause = f"{len(scores.correct)} grades of {scores.samples} samples do not fit the test"
+                fed.record("failure", agent=name, verb="grade", cause=cause)
+                continue
+            correct = list(scores.correct)
+            fed.record("scores", agent=name, correct=correct, samples=scores.samples, metrics=scores.metrics)
         self._close_phase(fed, "evaluate")
 
     def _checkpoint(self, fed: Federation) -> dict[str, str]:
@@ -170,14 +172,19 @@ class Experiment:
         return digests
 
     def _restore(self, fed: Federation, digests: Mapping[str, str]) -> None:
-        """Raises `StorageError` if an agent cannot return to its checkpoint."""
-        fed.gather({name: fed[name].restore(Receipt(digest)) for name, digest in digests.items()})
-        log = fed.end_round()  # not a part of any round: a resumed run has it where another has not
-        errors = [str(AgentError(**row.body)) for row in log.rows if row.kind == "failure"]
-        if log.lost:  # that says nothing about checkpoints
-            raise PeertuneError(f"{errors[0]}; nothing is lost, try again with `peertune resume {self.folder.name}`")
+        """Raises `DamagedError` if a checkpoint is gone for good, `PeertuneError` if it cannot be restored for now."""
+        errors = []
+        for ref in [fed[name].restore(Receipt(digest)) for name, digest in digests.items()]:
+            try:
+                fed.fetch(ref)
+            except AgentError as error:
+                errors.append(error)
+        fed.end_round()  # not a part of any round: a resumed run has it where another has not
+        passing = [error for error in errors if error.code != DamagedError.code]
+        if passing:
+            raise PeertuneError(f"{passing[0]}; nothing is lost, try again with `peertune resume {self.folder.name}`")
         if errors:
-            raise StorageError(errors[0])
+            raise DamagedError(str(errors[0]))
 
     def _close_phase(self, fed: Federation, phase: str) -> None:
         """The barrier: wait for all agents, write what happened, bring back agents whose process was lost."""
@@ -223,39 +230,24 @@ class Experiment:
         return kept
 
     def _describe(self, engine: LocalEngine) -> None:
-        """The run's first event: configuration and agents, by hash. Machine and previews stand beside or are only
-        shown.
-        """
-        previews = {facts["name"]: facts.pop("preview", "") for facts in engine.facts}
+        """Write the run's first event, or check that a resumed run still is what it was."""
         facts = sorted(engine.facts, key=lambda facts: self.config.agent_names().index(facts["name"]))
+        previews = {each["name"]: each.pop("preview", "") for each in facts}
+        isolation = sorted({each.pop("isolation", "") for each in facts} - {""})
         for config in self.config.arms().values():
             self._method(config).check(facts)
-        self._watch("agents", {"agents": facts, "previews": previews})
-        body = {
-            "config": self.config.model_dump(mode="json", exclude={"engine"}),
-            "agents": facts,
-            "transfer": hashlib.sha256(json.dumps(transfer_prompts(self.config)).encode()).hexdigest(),
-            "version": importlib.metadata.version("peertune"),
-        }
+        self._problems = {each["name"]: each["test"] for each in facts}
+        self._watch("agents", {"agents": facts})
+        for each in facts:
+            self.preview(each, previews[each["name"]])
+        body = identity(self.config, facts, transfer_prompts(self.config))
         if recorded := next(self._ledger.events("run"), None):
-            self._check_unchanged(recorded.body, json.loads(json.dumps(body)))
+            check_same(self.folder.name, recorded.body, body)
         else:
             self._append("init", "run", body)
-        self._ledger.fact(
-            "session", {"machine": machine(), "engine": self.config.engine.model_dump(), "pid": os.getpid()}
-        )
+        session = {"machine": machine(), "engine": self.config.engine.model_dump(), "sandbox": ", ".join(isolation)}
+        self._ledger.fact("session", session | {"pid": os.getpid()})
         self._ledger.commit()
-
-    def _check_unchanged(self, recorded: dict[str, Any], body: dict[str, Any]) -> None:
-        """Raise `ConfigError` if a run would go on with another configuration, other models or other data."""
-        began = f"of {self.folder.name!r} is not what it began with"
-        for part, name in (
-            ("config", "the configuration"),
-            ("agents", "a model or its data"),
-            ("transfer", "the transfer set"),
-        ):
-            if recorded[part] != body[part]:
-                raise ConfigError(f"{name} {began}; put it back, or start a new run (only `engine` may change)")
 
     # The parts.
 

@@ -21,6 +21,7 @@ from peertune.lm.encode import encode_prompt
 from peertune.lm.model import LanguageModel
 from peertune.lm.quiet import quiet
 from peertune.lm.settings import AdapterSettings, TrainingSettings
+from peertune.lm.source import fingerprint
 from peertune.lm.train import Trainer
 from peertune.runs import LEDGER, stored_config
 
@@ -87,9 +88,15 @@ def _digest(folder: Path, config: Config, agent: str, arm: str) -> str:
         raise ConfigError(f"the run {folder.name!r} has no arm {arm!r}; its arms: {START}, {', '.join(config.arms())}")
     ledger = Ledger.read(folder / LEDGER)
     checkpoints = list(ledger.events("checkpoint", arm))
+    run = next(ledger.events("run"), None)
     ledger.close()
     if not checkpoints:
         raise ConfigError(f"{arm} has no complete round yet; continue with `peertune resume {folder.name}`")
+    assert run  # the first event, before any checkpoint
+    model = config.agents[config.agent_names().index(agent)].model
+    (recorded,) = [facts["fingerprint"] for facts in run.body["agents"] if facts["name"] == agent]
+    if fingerprint(model) != recorded:
+        raise ConfigError(f"the model {model!r} is not the one that {agent} was trained on; put it back to export")
     return checkpoints[-1].body["agents"][agent]
 
 

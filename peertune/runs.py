@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from peertune.checkpoint import make_folder, sync_folder, write_synced
 from peertune.config.schema import VERSION, Config
 from peertune.errors import ConfigError, PeertuneError, StorageError
 from peertune.ledger import Ledger
@@ -30,10 +31,13 @@ def create_run(folder: Path, config: Config) -> Ledger:
         )
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")  # a run appears whole or not at all
     try:
-        unfinished.mkdir(parents=True)
-        (unfinished / CONFIG).write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        make_folder(folder.parent)
+        unfinished.mkdir()
+        write_synced(unfinished / CONFIG, f"{config.model_dump_json(indent=1)}\n".encode())
         Ledger.create(unfinished / LEDGER).close()
+        sync_folder(unfinished)
         unfinished.rename(folder)
+        sync_folder(folder.parent)
     except OSError as error:
         raise StorageError(
             f"{folder}: the run cannot be created ({error.strerror}); free space or check the rights"

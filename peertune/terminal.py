@@ -34,6 +34,7 @@ class Progress:
         )
         self._bars = Bars(*columns, console=console or Console(highlight=False))
         self._tasks: dict[str, Any] = {}
+        self._previewed: set[str] = set()
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -47,11 +48,16 @@ class Progress:
         if handler:
             handler(body)
 
+    def preview(self, facts: dict[str, Any], text: str) -> None:
+        """Show the first training example of the first agent of each model, with what carries loss."""
+        if facts["model"] not in self._previewed:
+            self._previewed.add(facts["model"])
+            self._bars.console.print(f"the first training example of {facts['name']} ({facts['model']}):")
+            self._bars.console.print(escape(_printable(text)), style="dim")
+
     def _on_agents(self, body: dict[str, Any]) -> None:
-        agents = body["agents"]
-        self._bars.console.print(f"{len(agents)} agents; the first training example of {agents[0]['name']}:")
-        self._bars.console.print(escape(_printable(body["previews"][agents[0]["name"]])), style="dim")
-        for agent in agents:
+        self._bars.console.print(f"{len(body['agents'])} agents")
+        for agent in body["agents"]:
             if agent["truncated"]:
                 self._bars.console.print(
                     f"{agent['name']}: {agent['truncated']} examples are longer than the context; cut from the left"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from peertune import checkpoint
 from peertune.checkpoint import Blobs
-from peertune.errors import StorageError
+from peertune.errors import DamagedError, StorageError
 
 CONTENT = b"adapter" * 1000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -59,7 +59,7 @@ def test_damaged_content_is_noticed_and_mended_by_the_next_put(blobs: Blobs, dam
 
 
 def test_missing_content(blobs: Blobs) -> None:
-    with pytest.raises(StorageError, match=f"{DIGEST} cannot be read .No such file"):
+    with pytest.raises(DamagedError, match=f"{DIGEST} is missing"):
         blobs.get(DIGEST)
 
 
@@ -172,7 +172,7 @@ def test_a_refused_sync_of_the_folder_is_made_up_for(blobs: Blobs, monkeypatch: 
         with pytest.raises(StorageError):
             blobs.put(CONTENT)
     synced: list[Path] = []
-    monkeypatch.setattr(checkpoint, "_sync_folder", synced.append)
+    monkeypatch.setattr(checkpoint, "sync_folder", synced.append)
     blobs.put(CONTENT)
     assert synced == [blobs.folder]
 

@@ -265,6 +265,6 @@ def test_doctor_on_a_small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_events_are_lines_of_json(capsys: pytest.CaptureFixture[str]) -> None:
-    with cli._watching() as watch:
+    with cli._watching() as (watch, _):
         watch("failure", {"cause": "é \udce9", "round": 1})
     assert json.loads(capsys.readouterr().out) == {"event": "failure", "cause": "é \udce9", "round": 1}

@@ -36,10 +36,19 @@ def test_progress_follows_a_true_run(finished: tuple[Path, list[tuple[str, dict[
         for event, body in finished[1]:
             progress(event, body)
     shown = screen.getvalue()
-    assert "2 agents" in shown and "taught" in shown and "learned" in shown  # agents, a pairing, the first example
+    assert "2 agents" in shown and "taught" in shown
     for arm in ("start", "local", "knexa"):
         assert arm in shown
     assert shown.count("1/1") >= 3  # every bar reached its end
+
+
+def test_the_first_example_of_each_model_is_shown_once() -> None:
+    target, screen = console()
+    with Progress(target) as progress:
+        for name, model in (("a0", "m1"), ("a1", "m2"), ("a2", "m1")):
+            progress.preview({"name": name, "model": model}, f"given: text of {name}")
+    shown = screen.getvalue()
+    assert "text of a0" in shown and "text of a1" in shown and "text of a2" not in shown
 
 
 def test_progress_says_what_failed_without_obeying_its_text() -> None:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
-from peertune.engines.base import Entry, Resident
+from peertune.engines.base import Resident
 from peertune.engines.local import LocalEngine
 from peertune.errors import ConfigError, PeertuneError
 from peertune.ledger import COORDINATOR
@@ -34,6 +34,7 @@ RELEASE = {  # as the configuration's defaults
     "scores": "coordinator",
     "receipt": "coordinator",
     "weights": "nobody",
+    "metrics": "coordinator",
 }
 POLICIES = {"open": dict.fromkeys(RELEASE, "everyone"), "shut": dict.fromkeys(RELEASE, "nobody")}
 SECRET = "patient 4711 has"
@@ -117,7 +118,7 @@ class ToyAgent:
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self._folder = name, folder
         self._policy = RELEASE | POLICIES.get(name, {})
-        self._entries: list[Entry] = []
+        self._metrics: list[tuple[str, float]] = []
         self._weights = self._first()
         self._calls = 0
 
@@ -133,9 +134,9 @@ class ToyAgent:
             return (caller == COORDINATOR) == (who == "coordinator")
         return who == "everyone"
 
-    def take_entries(self) -> list[Entry]:
-        entries, self._entries = self._entries, []
-        return entries
+    def take_metrics(self) -> list[tuple[str, float]]:
+        metrics, self._metrics = self._metrics, []
+        return metrics
 
     def log_path(self) -> Path:
         return self._folder / self.name / "errors.log"
@@ -144,7 +145,7 @@ class ToyAgent:
         if steps < 0:
             return list(FAULTS.values())[-1 - steps]()
         self._weights = self._weights * 0.9 + steps
-        self._entries.append(Entry("metric", {"agent": self.name, "name": "train_loss", "value": self._loss()}))
+        self._metrics.append(("train_loss", self._loss()))
 
     def do_profile(self) -> Profile:
         return Profile((*self._weights.tolist(), *[0.0] * 28))

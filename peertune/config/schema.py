@@ -111,6 +111,7 @@ class Release(Section):
     scores: Who = "coordinator"
     receipt: Who = "coordinator"
     weights: Who = "nobody"
+    metrics: Who = "coordinator"  # losses and validation scores, for the run's ledger
 
 
 class AgentConfig(Section):

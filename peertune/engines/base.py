@@ -1,10 +1,11 @@
 """What an engine is, and what runs at the agent's side of every engine.
 
-An engine carries calls to agents and answers back. It knows no method. A `Host` holds the agents of one process:
-it runs
-their verbs, keeps the answers with their owners, asks the owner's release policy before any answer leaves, and counts.
+An engine carries calls to agents and answers back. It knows no method. A `Host` holds the agents of one process: it
+runs their verbs, keeps the answers with their owners, asks the owner's release policy before any answer leaves, and
+counts.
 """
 
+import math
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 from peertune.errors import AgentError, PayloadError, PeertuneError
-from peertune.ledger import EventKind
+from peertune.ledger import COORDINATOR, EventKind
 from peertune.payloads import Gain, Payload, Profile, Receipt, Scores, Texts, Weights, decode, encode, kind_of
 
 
@@ -27,7 +28,8 @@ class Ref(msgspec.Struct, frozen=True):
     verb: str
 
 
-Fields = tuple[str, str, str]  # of an AgentError: agent, verb, cause
+METRICS = ("train_loss", "exchange_loss", "validation_loss", "validation_score")  # nats a token; a share of 1
+Fields = tuple[str, str, str, str]  # of an AgentError: agent, verb, cause, code
 
 # what each verb answers; None: nothing
 ANSWERS: dict[str, type[Payload] | None] = {
@@ -92,8 +94,8 @@ class Resident(Protocol):
         """The release policy: may `caller` have this agent's payloads of `kind`?"""
         ...
 
-    def take_entries(self) -> list[Entry]:
-        """Events noted since the last call, such as metrics."""
+    def take_metrics(self) -> list[tuple[str, float]]:
+        """Numbers noted since the last call, by name."""
         ...
 
     def log_path(self) -> Path | None:
@@ -114,7 +116,7 @@ class Argument(msgspec.Struct, frozen=True):
 
 def fields_of(error: AgentError) -> Fields:
     """The error as it crosses processes: `AgentError(*fields)` makes it again."""
-    return error.agent, error.verb, error.cause
+    return error.agent, error.verb, error.cause, error.code
 
 
 @dataclass(slots=True)
@@ -135,10 +137,10 @@ class Host:
         except AgentError as error:  # an argument's owner failed, or refused to release it
             failure = error
         except PeertuneError as error:
-            failure = AgentError(ref.owner, ref.verb, str(error))
+            failure = AgentError(ref.owner, ref.verb, str(error), error.code)
         except Exception as error:  # the agent's own text may be private: it stays in the agent's log
             failure = AgentError(ref.owner, ref.verb, f"{type(error).__name__} ({_write_traceback(agent)})")
-        rows += agent.take_entries()
+        rows += self._metrics(agent)
         if failure:
             self._answers[ref.id] = failure
             rows.append(Entry("failure", {"agent": failure.agent, "verb": failure.verb, "cause": failure.cause}))
@@ -162,6 +164,17 @@ class Host:
     def clear(self) -> None:
         """Drop all answers."""
         self._answers.clear()
+
+    def _metrics(self, agent: Resident) -> list[Entry]:
+        """What the agent noted of itself, if it lets the coordinator have it. Nothing but named, finite numbers."""
+        metrics = agent.take_metrics()
+        if not agent.may_pull("metrics", COORDINATOR):
+            return []
+        return [
+            Entry("metric", {"agent": agent.name, "name": name, "value": value})
+            for name, value in metrics
+            if name in METRICS and math.isfinite(value)
+        ]
 
     def _resolve_all(self, ref: Ref, args: Sequence[Argument], rows: list[Entry]) -> list[Payload]:
         """Every argument that arrived is counted, also if another did not; then the first failure is raised."""

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -105,6 +106,9 @@ class Server:
             agents, facts = load_builder(message.builder)(message.spec, message.names)
         except PeertuneError as error:
             return Refused(str(error), error.exit_code)
+        except Exception as error:  # its text may quote private data: only where it happened is printed
+            traceback.print_tb(error.__traceback__)
+            return Refused(f"the agents {', '.join(message.names)} cannot be built ({type(error).__name__})", 1)
         self._host = Host(agents)
         return Started(facts)
 

@@ -1,0 +1,38 @@
+"""What a run is: its configuration, and its models, data and prompts by hash. A resumed run must be what it was."""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from peertune.config.schema import Config
+from peertune.errors import ConfigError
+
+_PARTS = {
+    "version": "the version of peertune",
+    "config": "the configuration",
+    "agents": "a model or its data",
+    "transfer": "the transfer set",
+}
+
+
+def identity(config: Config, agents: Sequence[Mapping[str, Any]], prompts: Sequence[str]) -> dict[str, Any]:
+    """The body of the run's first event. `engine` is no part of it: where a run runs changes nothing."""
+    body = {
+        "config": config.model_dump(mode="json", exclude={"engine"}),
+        "agents": agents,
+        "transfer": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+        "version": importlib.metadata.version("peertune"),
+    }
+    return json.loads(json.dumps(body))
+
+
+def check_same(name: str, recorded: Mapping[str, Any], body: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` if the run `name` would go on with another version, configuration, model or data."""
+    for part, what in _PARTS.items():
+        if recorded[part] != body[part]:
+            raise ConfigError(
+                f"{what} of {name!r} is not what it began with; put it back, or start a new run "
+                "(only `engine` may change)"
+            )
