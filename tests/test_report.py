@@ -77,7 +77,10 @@ def begin(folder: Path, config: dict[str, Any], names: tuple[str, ...] = NAMES) 
     ledger = Ledger.create(folder / "ledger.sqlite")
     body = {"config": config, "agents": [describe(name) for name in names], "version": "0.1.0"}
     ledger.append("start", 0, "init", "run", body)
-    ledger.fact("session", {"machine": {"python": "3.11.9", "gpu": "none"}, "engine": {"type": "local"}, "pid": 1})
+    isolation = {"unsafe": "rlimits only (unsafe)"}.get(config["sandbox"], config["sandbox"])
+    sandbox = isolation if config["task"]["type"] != "records" else ""
+    session = {"machine": {"python": "3.11.9", "gpu": "none"}, "engine": {"type": "local"}, "pid": 1}
+    ledger.fact("session", session | {"sandbox": sandbox})
     return ledger
 
 

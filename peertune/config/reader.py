@@ -29,8 +29,12 @@ def resolve_recipe(source: str) -> Path:
     raise ConfigError(f"no configuration at {source[:200]!r}: expected a YAML file or the name of a recipe; {hint}")
 
 
-def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read and check a configuration; `overrides` are `key.key=value` texts. Raises `ConfigError`, all errors in it."""
+def read_config(source: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """Read and check a configuration, a file or (as text) the name of a recipe; `overrides` are `key.key=value` texts.
+
+    Raises `ConfigError`, all errors in it.
+    """
+    path = source if isinstance(source, Path) else resolve_recipe(source)
     try:
         node, data = load(path.read_text(encoding="utf-8"))
     except OSError as error:

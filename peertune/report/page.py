@@ -19,7 +19,6 @@ from peertune.report.reading import (
     local_arm,
     plain,
     run_body,
-    runs_code,
     score_ks,
     score_name,
     traffic,
@@ -121,9 +120,8 @@ def _means(ledger: Ledger) -> str:
 
 def _warnings(ledger: Ledger) -> str:
     """What a reader must know before any number."""
-    config = run_body(ledger)["config"]
     texts = []
-    if runs_code(config) and config["sandbox"] == "unsafe":
+    if "unsafe" in _isolation(ledger):
         texts.append(
             "Unsafe sandbox: programs that models wrote ran on this machine under resource limits only, not isolated."
         )
@@ -161,7 +159,7 @@ def _what_was_run(ledger: Ledger) -> list[tuple[str, str]]:
             _described({name.removesuffix("_steps"): count for name, count in config["budget"].items()}),
         ),
         ("Grading", _described(config["evaluation"])),
-        ("Sandbox", _sandbox(config)),
+        ("Sandbox", _isolation(ledger)),
         ("peertune", str(body["version"])),
     ]
     sessions = list(ledger.facts("session"))
@@ -172,10 +170,10 @@ def _what_was_run(ledger: Ledger) -> list[tuple[str, str]]:
     return facts
 
 
-def _sandbox(config: dict[str, Any]) -> str:
-    if not runs_code(config):
-        return "not needed: no answer was executed"
-    return "UNSAFE: resource limits only" if config["sandbox"] == "unsafe" else config["sandbox"]
+def _isolation(ledger: Ledger) -> str:
+    """How the programs that models wrote were isolated, in every session of the run."""
+    used = dict.fromkeys(fact.body.get("sandbox", "") for fact in ledger.facts("session"))
+    return ", ".join(name for name in used if name) or "not needed: no answer was executed"
 
 
 def _described(part: Mapping[str, Any]) -> str:
