@@ -39,7 +39,7 @@ def main() -> None:
     except PeertuneError as error:
         _end(str(error), error.exit_code)
     except ImportError as error:
-        _end(f"the installation is not complete ({error}); install it again: pip install peertune", 2)
+        _end(f"the installation is not complete ({error}); install it again: pip install -e . in the checkout", 2)
     except OSError as error:  # what a file of a run meets is a `StorageError`: this is the output, most likely
         _end(f"{error.filename or 'the output'}: {error.strerror}; free space or check the rights", 2)
 

@@ -38,7 +38,7 @@ def _torch() -> Check:
         import torch
         import transformers
     except ImportError as error:
-        return Check("PyTorch", f"not importable ({error.name})", "install the package again: pip install peertune")
+        return Check("PyTorch", f"not importable ({error.name})", "in the checkout: pip install -e .")
     return Check(
         "PyTorch",
         f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}",
@@ -49,7 +49,7 @@ def _device() -> Check:
     try:
         import torch
     except ImportError:
-        return Check("Device", "unknown without PyTorch", "install the package again: pip install peertune")
+        return Check("Device", "unknown without PyTorch", "in the checkout: pip install -e .")
     if torch.cuda.is_available():
         names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
         return Check("Device", f"{torch.cuda.device_count()} GPU ({', '.join(sorted(names))})")

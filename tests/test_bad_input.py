@@ -45,7 +45,7 @@ CONFIG: dict[str, Any] = {
     "engine": {"workers": 0, "device": "cpu"},
 }
 CODE = CONFIG | {
-    "task": {"type": "codelets", "train": 48, "validation": 16, "transfer": 4, "test": 4, "partition": "iid"},
+    "task": {"type": "codelets", "train": 48, "validation": 32, "transfer": 4, "test": 4, "partition": "iid"},
     "agents": [{"model": "models/llama"}, {"model": "models/gpt2"}],
 }
 
@@ -231,7 +231,7 @@ CHAT = {"messages": [{"role": "user", "content": SECRET}, {"role": "assistant", 
     [
         ("x.jsonl", "", "x.jsonl: expected at least one row with 'prompt' and 'completion'"),
         ("x.jsonl", "\n \n", "found an empty data set"),
-        ("x.jsonl", GOOD, "expected at least 2 examples, one to train on and one to validate, found 1"),
+        ("x.jsonl", GOOD, "expected at least 2 different prompts, one to train on and one to validate, found 1"),
         ("x.jsonl", GOOD + json.dumps({"prompt": SECRET}), "x.jsonl:2: expected a field 'completion', found 'prompt'"),
         ("x.jsonl", json.dumps({"prompt": SECRET, "completion": 3}), "x.jsonl:1: field 'completion': expected text"),
         ("x.jsonl", json.dumps({"prompt": SECRET, "completion": " "}), "x.jsonl:1: field 'completion': expected text"),
@@ -337,7 +337,7 @@ def test_an_installation_that_was_interrupted(peertune: Command) -> None:
     assert done.returncode == 2 and done.stderr.startswith(
         "peertune: the installation is not complete (import of torch"
     )
-    assert done.stderr.endswith("; install it again: pip install peertune\n")
+    assert done.stderr.endswith("; install it again: pip install -e . in the checkout\n")
     assert runs_there() == ["done"]
 
 
