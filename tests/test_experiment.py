@@ -549,3 +549,10 @@ def test_a_standard_llama_and_a_users_own_records(tmp_path: Path) -> None:
     assert {pair["source"], pair["receiver"]} == {"north", "south"}
     assert [len(body["correct"]) for body in bodies(ledger, "scores")] == [4] * 4
     assert [facts["train"] for facts in bodies(ledger, "run")[0]["agents"]] == [11, 11]
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_repeats_itself(models: dict[str, str], tmp_path: Path) -> None:
+    config = small_config(models, TWO, rounds=1, engine={"workers": "auto", "device": "cuda"})
+    first, second = (run(tmp_path / name, config) for name in ("first", "second"))
+    assert len(bodies(first, "scores", "knexa")) == 2 and first.head == second.head

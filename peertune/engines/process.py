@@ -11,8 +11,14 @@ import msgspec
 
 from peertune.engines.worker import Message, Reply, Server
 
-# one intra-op thread a worker: two on a busy 2-core machine were seen 18 times slower
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+# one intra-op thread a worker: two on a busy 2-core machine were seen 18 times slower; cuBLAS repeats its sums only
+# with a fixed workspace
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TOKENIZERS_PARALLELISM": "false",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
 
 
 class Process:
