@@ -26,10 +26,11 @@ from peertune.lm.encode import render_example
 from peertune.lm.model import LanguageModel
 from peertune.lm.settings import AdapterSettings, TrainingSettings
 from peertune.lm.source import fingerprint
-from peertune.partition import PARTITIONS, deal
+from peertune.partition import PARTITIONS, deal, hold_out
 from peertune.profiles import AgentRecord, category_histogram, static_features
 from peertune.tasks.base import Example, Task
 from peertune.tasks.codelets import Codelets
+from peertune.tasks.disjoint import check_disjoint
 from peertune.tasks.humaneval import HumanEval
 from peertune.tasks.mbpp import MBPP
 from peertune.tasks.records import Records, read_examples
@@ -54,7 +55,7 @@ def build_agents(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], lis
     sandbox = Sandbox(allow_unsafe=config.sandbox == "unsafe") if runs_code(config.task) else None
     task = make_task(config.task, config.seed, sandbox)
     private = _private_data(config, task)
-    test = task.examples("test")
+    transfer, test = transfer_examples(config), task.examples("test")
     models: dict[str, LanguageModel] = {}
     agents: dict[str, Resident] = {}
     facts = []
@@ -64,6 +65,8 @@ def build_agents(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], lis
         lm = models.get(agent_config.model) or LanguageModel.load(agent_config.model, _device(config))
         models[agent_config.model] = lm
         train, validation = private.get(name) or _own_data(agent_config, lm, config.seed)
+        source = f" ({agent_config.data.path})" if agent_config.data else ""
+        check_disjoint(f"agent {name}{source}", train=train, validation=validation, transfer=transfer, test=test)
         agent = _agent(
             config,
             agent_config,
@@ -72,7 +75,8 @@ def build_agents(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], lis
             Path(spec.folder) / "agents" / name,
         )
         agents[name] = agent
-        facts.append(_facts(agent, agent_config, lm, train, validation, task))
+        isolation = sandbox.isolation if sandbox else ""
+        facts.append(_facts(agent, agent_config, lm, train, validation, task) | {"isolation": isolation})
     return agents, facts
 
 
@@ -92,17 +96,20 @@ def make_task(config: TaskConfig, seed: int, sandbox: Sandbox | None) -> Task:
         case HumanEvalTask():
             return HumanEval(config.path, sandbox)
         case RecordsTask():
-            return Records(test=config.test, transfer=config.transfer, probe=None)
+            return Records(test=config.test, transfer=config.transfer)
 
 
 def transfer_prompts(config: Config) -> tuple[str, ...]:
     """The public prompts that agents answer for each other; none if the task has none."""
+    return tuple(example.prompt for example in transfer_examples(config))
+
+
+def transfer_examples(config: Config) -> list[Example]:
+    """The public problems behind the transfer prompts. Raises `ConfigError` if their file cannot be read."""
     task = config.task
     if isinstance(task, CodeletsTask):
-        examples = make_task(task, config.seed, None).examples("transfer")
-    else:
-        examples = read_examples(task.transfer, completions=False) if task.transfer else []
-    return tuple(example.prompt for example in examples)
+        return make_task(task, config.seed, None).examples("transfer")
+    return read_examples(task.transfer, completions=False) if task.transfer else []
 
 
 def _private_data(config: Config, task: Task) -> dict[str, tuple[list[Example], list[Example]]]:
@@ -119,15 +126,7 @@ def _private_data(config: Config, task: Task) -> dict[str, tuple[list[Example], 
 def _own_data(config: AgentConfig, lm: LanguageModel, seed: int) -> tuple[list[Example], list[Example]]:
     assert config.data is not None
     examples = read_examples(config.data.path, lm.tokenizer)
-    held_out = max(1, round(config.data.validation * len(examples)))
-    if len(examples) <= held_out:
-        raise ConfigError(
-            f"{config.data.path}: expected at least 2 examples, one to train on and one to validate, "
-            f"found {len(examples)}"
-        )
-    order = np.random.default_rng([seed, len(examples)]).permutation(len(examples))
-    shuffled = [examples[index] for index in order]
-    return shuffled[held_out:], shuffled[:held_out]
+    return hold_out(config.data.path, examples, config.data.validation, seed)
 
 
 def _agent(config: Config, agent_config: AgentConfig, lm: LanguageModel, data: AgentData, folder: Path) -> Agent:
@@ -173,7 +172,7 @@ def _facts(
     validation: list[Example],
     task: Task,
 ) -> Facts:
-    """What the ledger says of an agent; `preview` is shown to the agent's owner and not recorded."""
+    """What the ledger says of an agent; `preview` is only shown to the agent's owner."""
     return {
         "name": agent.name,
         "model": config.model,
@@ -183,6 +182,7 @@ def _facts(
         "trainable": sum(parameter.numel() for parameter in lm.trainable(agent.name).values()),
         "train": len(train),
         "validation": len(validation),
+        "test": len(task.examples("test")),
         "truncated": agent.truncated,
         "data": _digest((*train, *validation, *task.examples("test"))),
         "histogram": list(category_histogram((example.category for example in train), task.categories)),

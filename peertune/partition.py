@@ -1,4 +1,4 @@
-"""Dealing a task's private examples to agents, and the skew that this really made.
+"""Dealing a task's private examples to agents, the skew that this really made, and dividing an agent's own ones.
 
 A partition is a matrix of shares, [agents, categories]: which part of each category's examples an agent gets. The same
 shares deal the training and the validation examples, so that an agent is validated on the kind of data that it has.
@@ -6,6 +6,7 @@ shares deal the training and the validation examples, so that an agent is valida
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from annotated_types import Gt, Lt
 from peertune.errors import ConfigError
 from peertune.tasks.base import Example
 
-MIN_TRAIN, MIN_VALIDATION = 8, 1  # examples that every agent gets
+MIN_TRAIN, MIN_VALIDATION = 8, 4  # examples that every agent gets
+FEW = 20  # an agent's own examples may be so few that fewer validate
 ATTEMPTS = 1000
 
 
@@ -54,7 +56,7 @@ def deal(
     config: Partition,
     seed: int,
 ) -> list[tuple[list[Example], list[Example]]]:
-    """Each agent's (train, validation) examples. Draws again until every agent has at least 8 and 1.
+    """Each agent's (train, validation) examples. Draws again until every agent has at least 8 and 4.
 
     Raises `ConfigError` if a thousand draws did not give everyone enough.
     """
@@ -68,6 +70,41 @@ def deal(
         f"partition {_name(config)!r} leaves an agent with fewer than {MIN_TRAIN} training or "
         f"{MIN_VALIDATION} validation "
         f"examples in {ATTEMPTS} draws; use more examples, fewer agents or less skew"
+    )
+
+
+def hold_out(source: str, examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Divide an agent's own examples into (train, validation); those of one key are never parted.
+
+    `share` of the examples validate, and at least 4 (of fewer than 20: 1), as far as repeated keys allow. Raises
+    `ConfigError`, naming `source`, if nothing is left to train on or to validate.
+    """
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.key, []).append(example)
+    least = 1 if len(examples) < FEW else MIN_VALIDATION
+    wanted = max(least, round(share * len(examples)))
+    listed, room, train, validation = list(groups.values()), wanted, [], []
+    for index in np.random.default_rng([seed, len(examples)]).permutation(len(groups)):
+        group = listed[index]
+        fits = len(group) <= room
+        room -= len(group) * fits
+        (validation if fits else train).append(group)
+    train.sort(key=len, reverse=True)
+    while wanted - room < least and len(train) > 1:  # no group was small enough
+        room -= len(train[-1])
+        validation.append(train.pop())
+    if not train or not validation:
+        raise ConfigError(_why_not(source, len(examples), len(groups), share))
+    return [*chain.from_iterable(train)], [*chain.from_iterable(validation)]
+
+
+def _why_not(source: str, examples: int, prompts: int, share: float) -> str:
+    if prompts > 1:
+        return f"{source}: a `validation` share of {share:g} leaves none of {examples} examples to train on; lower it"
+    return (
+        f"{source}: expected at least 2 different prompts, one to train on and one to validate, found {prompts}; "
+        "examples of one prompt stay together"
     )
 
 

@@ -24,7 +24,7 @@ def small_config(models: dict[str, str], who: str = "llama gpt2 llama gpt2", **c
     sections: dict[str, Any] = {
         "seed": 0,
         "rounds": 2,
-        "task": {"type": "codelets", "train": 48, "validation": 16, "transfer": 6, "test": 8, "partition": "iid"},
+        "task": {"type": "codelets", "train": 48, "validation": 32, "transfer": 6, "test": 8, "partition": "iid"},
         "agents": [{"model": models[name]} for name in who.split()],
         "method": "knexa",
         "budget": {"warm_start_steps": 2, "local_steps": 1, "exchange_steps": 2},

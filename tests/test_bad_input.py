@@ -275,11 +275,11 @@ def test_everything_that_is_missing_is_found_at_once(peertune: Command) -> None:
 
 def test_public_prompts_that_are_tested(peertune: Command) -> None:
     said = peertune.refuses("run", "own.yaml", "--set", "task.transfer=data/test.jsonl")
-    assert "expected different prompts in test, transfer, found 4 in more than one of them" in said
+    assert "found 4 of test in transfer; a test would measure memory" in said
 
 
 def test_examples_longer_than_the_context_are_cut_counted_and_said(peertune: Command) -> None:
-    long = [{"prompt": f"{SECRET} word " * 100, "completion": f"{number}"} for number in range(10)]
+    long = [{"prompt": f"{SECRET} word " * 100 + f"{number}", "completion": f"{number}"} for number in range(10)]
     write_rows(Path("data/clinic.jsonl"), long)
     assert peertune("run", "own.yaml", "--name", "long") == 0
     clinic, lab = peertune.events("agents")[0]["agents"]

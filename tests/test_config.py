@@ -316,7 +316,7 @@ OWN = "data: {path: x.jsonl}"
          "task.partition is not used, because every agent has `data` of its own; remove it"),
         ([f"agents=[{{model: x, {OWN}}}]", "task.train=10", "method=local"], "task.train is not used, because"),
         (["task.train=15"], "task.train is 15, but 2 agents need at least 8 examples each; set it to 16 or more"),
-        (["task.validation=1"], "task.validation is 1, but 2 agents need at least 1 examples each; set it to 2"),
+        (["task.validation=7"], "task.validation is 7, but 2 agents need at least 4 examples each; set it to 8"),
         (["task=mbpp", "task.partition=by_category", "method=local"],
          "by_category gives each category to one agent, and 2 agents are more than the 1 categories of 'mbpp'"),
         (["task.partition={type: experts, experts: 2}"], "2 experts need more than 2 agents; lower `experts`"),
@@ -349,7 +349,7 @@ def test_impossible_combinations(tmp_path: Path, changes: list[str], expected: s
     "changes",
     [
         ["agents=[{model: x}]", "method=local"],
-        ["task.train=16", "task.validation=2"],
+        ["task.train=16", "task.validation=8"],
         ["agents.0.release.texts=everyone", "agents.0.release.gain=everyone"],
         ["method=local", "agents.0.release.texts=nobody", "agents.0.release.profile=nobody"],
         ["task={type: mbpp, transfer: prompts.jsonl}"],

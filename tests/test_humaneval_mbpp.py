@@ -12,6 +12,7 @@ import pytest
 
 from peertune.errors import ConfigError
 from peertune.tasks.base import Example, Split
+from peertune.tasks.disjoint import check_disjoint
 from peertune.tasks.humaneval import HumanEval
 from peertune.tasks.mbpp import IDS, MBPP, signature
 from peertune.tasks.programs import cut
@@ -197,6 +198,16 @@ def test_a_file_that_is_not_humaneval(tmp_path: Path, name: str, content: bytes 
         HumanEval(tmp_path / name, None)
 
 
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    for name in ("h.jsonl", "h.jsonl.gz"):
+        (tmp_path / name).symlink_to("/proc/self/mem")  # its first page gives an I/O error
+        with pytest.raises(ConfigError, match=rf"{name} cannot be read \(Input/output error\)"):
+            HumanEval(tmp_path / name, None)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b"a" * 99)[:12] + b"\xff" * 20)
+    with pytest.raises(ConfigError, match=r"b.jsonl.gz cannot be read \(damaged gzip data\)"):
+        HumanEval(tmp_path / "b.jsonl.gz", None)
+
+
 @pytest.mark.parametrize(
     "change", [{"task_id": "x"}, {"test_list": []}, {"test_list": ["assert ("]}, {"test_list": ["assert 1"]}]
 )
@@ -237,11 +248,12 @@ def test_all_references_of_humaneval_pass_and_no_other_answers(sandbox: Sandbox)
 
 @needs_data
 @needs_bubblewrap
-@pytest.mark.parametrize(("file", "size"), [("mbpp.jsonl", 974), ("sanitized-mbpp.json", 427)])
+@pytest.mark.parametrize(("file", "size"), [("mbpp.jsonl", 973), ("sanitized-mbpp.json", 427)])
 def test_all_references_of_mbpp_pass(sandbox: Sandbox, file: str, size: int) -> None:
     task = MBPP(DATA / file, sandbox, timeout=20.0)
     examples = all_of(task)
     assert len({example.key for example in examples}) == size
+    check_disjoint("mbpp", **{split: task.examples(split) for split in SPLITS})
     assert task.grade(examples, [example.completion for example in examples]) == [1.0] * size
 
 
@@ -259,7 +271,7 @@ def test_other_answers_to_mbpp_fail(sandbox: Sandbox) -> None:
 @needs_data
 def test_prompts_of_mbpp_hold_no_value_of_a_test_and_no_line_of_the_reference() -> None:
     examples = all_of(MBPP(DATA / "mbpp.jsonl", None))
-    assert [len(IDS[split]) for split in SPLITS] == [10, 500, 90, 374]
+    assert [len(IDS[split]) for split in SPLITS] == [10, 500, 90, 373]
     for example in examples:
         assert "assert" not in example.prompt
         assert not any(len(line) > 8 and line in example.prompt for line in example.completion.splitlines())

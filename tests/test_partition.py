@@ -18,6 +18,7 @@ from peertune.partition import (
     Experts,
     Partition,
     deal,
+    hold_out,
     shares,
     skew,
 )
@@ -31,7 +32,7 @@ def pool(size: int, name: str) -> list[Example]:
     return [Example(f"{name} {index}", "", CATEGORIES[index % 12], key=f"{name}{index}") for index in range(size)]
 
 
-TRAIN, VALIDATION = pool(480, "train"), pool(96, "validation")
+TRAIN, VALIDATION = pool(480, "train"), pool(240, "validation")
 
 
 def keys(examples: Sequence[Example]) -> list[str]:
@@ -166,10 +167,11 @@ def test_examples_of_no_category_of_the_task_are_not_dealt() -> None:
     ("sizes", "agents", "partition"),
     [
         ((40, 12), 6, IID()),  # 48 training examples are needed
-        ((480, 5), 6, IID()),
-        ((480, 96), 13, ByCategory()),
+        ((480, 23), 6, IID()),  # 24 validation examples are needed
+        ((480, 240), 13, ByCategory()),
         ((0, 0), 1, IID()),
-        ((480, 96), 40, Dirichlet(alpha=0.001)),
+        ((480, 96), 6, Experts(experts=2)),  # a novice has a fifth of 8 validation examples
+        ((480, 240), 40, Dirichlet(alpha=0.001)),
     ],
 )
 def test_what_cannot_be_dealt(sizes: tuple[int, int], agents: int, partition: Partition) -> None:
@@ -177,3 +179,34 @@ def test_what_cannot_be_dealt(sizes: tuple[int, int], agents: int, partition: Pa
     name = next(name for name, kind in PARTITIONS.items() if isinstance(partition, kind))
     with pytest.raises(ConfigError, match=f"partition '{name}' .* use more examples, fewer agents or less"):
         deal(pools, CATEGORIES, agents, partition, 0)
+
+
+# An agent's own examples
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=2, max_size=80), st.floats(0.01, 0.9), st.integers(0, 99))
+def test_own_examples_are_divided_by_prompt(prompts: list[int], share: float, seed: int) -> None:
+    examples = [Example(f"p{prompt}", str(place), key=f"p{prompt}") for place, prompt in enumerate(prompts)]
+    groups, wanted = len(set(prompts)), max(4 if len(prompts) >= 20 else 1, round(share * len(prompts)))
+    if groups == 1 or wanted >= len(prompts):
+        with pytest.raises(ConfigError, match="^x.jsonl: (expected at least 2 different prompts|a `validation` share)"):
+            hold_out("x.jsonl", examples, share, seed)
+        return
+    train, validation = hold_out("x.jsonl", examples, share, seed)
+    assert sorted(example.completion for example in train + validation) == sorted(map(str, range(len(prompts))))
+    assert train and validation and not set(keys(train)) & set(keys(validation))
+    if groups == len(prompts):
+        assert len(validation) == wanted
+    if len(prompts) >= 20:
+        assert len(validation) >= 4 or len(set(keys(train))) == 1
+    assert hold_out("x.jsonl", examples, share, seed) == (train, validation)
+
+
+def test_how_many_own_examples_validate() -> None:
+    sizes = {size: len(hold_out("x", pool(size, "own"), 0.1, 0)[1]) for size in (2, 8, 19, 20, 39, 60, 1000)}
+    assert sizes == {2: 1, 8: 1, 19: 2, 20: 4, 39: 4, 60: 6, 1000: 100}
+    with pytest.raises(ConfigError, match="x: a `validation` share of 0.99 leaves none of 20 examples to train on"):
+        hold_out("x", pool(20, "own"), 0.99, 0)
+    with pytest.raises(ConfigError, match="x: expected at least 2 different prompts, .* found 1; examples of one"):
+        hold_out("x", pool(1, "own") * 30, 0.1, 0)

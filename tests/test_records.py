@@ -1,3 +1,4 @@
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -192,6 +193,22 @@ def test_files_that_are_no_data(write: Writer, tmp_path: Path) -> None:
         assert "4711" not in str(caught.value) and path.split("/")[-1] in str(caught.value)
 
 
+def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for name in ("x.jsonl", "x.json"):
+        (tmp_path / name).symlink_to("/proc/self/mem")  # its first page gives an I/O error
+        with pytest.raises(ConfigError, match=rf"{name} cannot be read \(Input/output error\)"):
+            read_examples(str(tmp_path / name))
+
+    def fail(file: Path) -> None:
+        raise PermissionError(errno.EACCES, f"Failed to open {SECRET}")
+
+    monkeypatch.setattr(parquet, "read_table", fail)
+    (tmp_path / "x.parquet").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"x.parquet cannot be read \(Permission denied\)"):
+        read_examples(str(tmp_path / "x.parquet"))
+
+
 CHAT = make_tokenizer(chat=True)
 TURNS = [
     {"role": "user", "content": "hi"},
@@ -246,7 +263,7 @@ def test_chat_needs_a_template_that_fits(write: Writer) -> None:
 def test_records_task(write: Writer) -> None:
     test = write([ROWS[0], {"prompt": "9-9=", "completion": "0", "category": "difference"}], "test.jsonl")
     transfer = write([{"prompt": "1+1=", "category": "sum"}, ROWS[1]], "transfer.jsonl")
-    task = Records(test, transfer, None)
+    task = Records(test, transfer)
     assert task.categories == ("difference", "sum")
     assert contents(task.examples("transfer")) == [("1+1=", "", "sum"), ("2*3=", "6", "")]
     examples = task.examples("test")
@@ -255,8 +272,21 @@ def test_records_task(write: Writer) -> None:
     for split in ("probe", "train"):
         with pytest.raises(ConfigError, match=f"no file for the split '{split}'; splits with a file: test, transfer"):
             task.examples(split)
-    with pytest.raises(ConfigError, match="found 1 in more than one of them"):
-        Records(test, None, write([ROWS[0]], "probe.jsonl"))
+    with pytest.raises(ConfigError, match="'transfer'; splits with a file: test"):
+        Records(test, None).examples("transfer")
+
+
+def test_equal_prompts_have_equal_keys_in_every_form(write: Writer) -> None:
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2="}]
+    rows = [
+        {"prompt": "2+2=", "completion": "4"},
+        {"prompt": " 2+2=\n", "completion": "four"},
+        {"text": "2+2="},
+        {"messages": [*turns[1:], {"role": "assistant", "content": "4"}]},
+    ]
+    assert len({example.key for example in read_examples(write(rows), CHAT)}) == 1
+    others = [*rows[:1], {"messages": [*TURNS[:2], *turns[1:], TURNS[3]]}, {"prompt": "2+3=", "completion": "5"}]
+    assert len({example.key for example in read_examples(write(others), CHAT)}) == 3
 
 
 def test_import_needs_no_torch() -> None:

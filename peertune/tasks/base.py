@@ -13,7 +13,7 @@ class Example:
     """One prompt with its reference completion.
 
     `prompt` ends where the completion starts. `tests` are programs that a right answer passes (code tasks only).
-    Two examples with the same `key` are the same problem; no key stands in two splits.
+    Two examples with the same `key` are the same problem; no problem stands in two splits.
     `chat`: prompt and completion are a rendered chat template: names of control tokens are control tokens.
     """
 

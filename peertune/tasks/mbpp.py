@@ -1,9 +1,9 @@
 """MBPP: 974 short Python problems with three asserts each (Austin et al. 2021, arXiv:2108.07732).
 
 Splits by task id, as published: 11-510 test, 511-600 validation, 601-974 train; the ten few-shot problems,
-1-10, are `transfer` (704, train, repeats 248, test). Published prompts show one assert (Fried et al. 2022,
-arXiv:2204.05999) or all three. Ours has the same form, a docstring, but shows only the function's name and
-the types of its arguments in the first assert: no value that is graded on, nothing of the reference.
+1-10, are `transfer`. 704, train, repeats 248, test, and is left out. Published prompts show one assert (Fried
+et al. 2022, arXiv:2204.05999) or all three. Ours has the same form, a docstring, but shows only the function's
+name and the types of its arguments in the first assert: no value that is graded on, nothing of the reference.
 """
 
 import ast
@@ -17,11 +17,11 @@ from peertune.tasks.base import Example, Split, Task
 from peertune.tasks.programs import cut, grade_programs, read_rows
 from peertune.tasks.sandbox import Sandbox
 
-IDS: dict[str, range] = {
+IDS: dict[str, Sequence[int]] = {
     "transfer": range(1, 11),
     "test": range(11, 511),
     "validation": range(511, 601),
-    "train": range(601, 975),
+    "train": [*range(601, 704), *range(705, 975)],
 }
 STOPS = ('\n"""', "\nassert", "\nprint", "\nif", "\n```", "\n<|")  # where an answer ends; helpers may stay
 

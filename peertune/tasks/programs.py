@@ -3,7 +3,9 @@
 import gzip
 import importlib
 import json
+import os
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ def read_rows(path: str | Path, texts: Sequence[str]) -> list[dict[str, Any]]:
     name = str(path)
     if name.endswith(FILE_KINDS):
         rows = _from_file(Path(path))
-    elif HUB_NAME.fullmatch(name) and not Path(path).exists():
+    elif HUB_NAME.fullmatch(name) and not os.path.exists(path):
         rows = _from_hub(name)
     else:
         raise ConfigError(f"{name}: expected a {', '.join(FILE_KINDS)} file or the name of a data set, owner/name")
@@ -45,9 +47,10 @@ def _from_file(path: Path) -> list[Any]:
             rows = json.loads(text)
             return rows if isinstance(rows, list) else [rows]
         return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (OSError, EOFError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    except ValueError as error:
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or "damaged gzip data"
+        raise ConfigError(f"{path} cannot be read ({reason})") from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: expected JSON, one problem a line in a .jsonl file: {error}") from error
 
 

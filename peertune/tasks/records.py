@@ -4,16 +4,16 @@ A row is `prompt` + `completion`, or `text`, or `messages` (a chat), each with a
 text never appears in an error: only the place, names of fields and types.
 """
 
-import hashlib
 import json
+import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from peertune.errors import ConfigError
 from peertune.tasks.base import Example, Split, Task
+from peertune.tasks.disjoint import text_key
 
 FORMATS = "'prompt' and 'completion', or 'text', or 'messages'"
 EXTRA = "install it with: pip install 'peertune[data]'"
@@ -45,18 +45,16 @@ class Records(Task):
 
     name = "records"
 
-    def __init__(self, test: str | None, transfer: str | None, probe: str | None) -> None:
-        self._paths = {"test": test, "transfer": transfer, "probe": probe}
-        self._splits = {
-            split: read_examples(path, completions=split != "transfer") for split, path in self._paths.items() if path
-        }
-        self._check_disjoint()
+    def __init__(self, test: str, transfer: str | None) -> None:
+        self._splits: dict[str, list[Example]] = {"test": read_examples(test)}
+        if transfer:
+            self._splits["transfer"] = read_examples(transfer, completions=False)
         found = {example.category for examples in self._splits.values() for example in examples}
         self.categories = tuple(sorted(found - {""}))
 
     def examples(self, split: Split) -> list[Example]:
         if split not in self._splits:
-            known = ", ".join(self._splits) or "none"
+            known = ", ".join(self._splits)
             raise ConfigError(f"task records: no file for the split {split!r}; splits with a file: {known}.")
         return list(self._splits[split])
 
@@ -68,28 +66,18 @@ class Records(Task):
             float(text.split() == example.completion.split()) for example, text in zip(examples, texts, strict=True)
         ]
 
-    def _check_disjoint(self) -> None:
-        counts = Counter(key for examples in self._splits.values() for key in {example.key for example in examples})
-        repeated = sum(count > 1 for count in counts.values())
-        if repeated:
-            raise ConfigError(
-                f"task records: expected different prompts in {', '.join(self._splits)}, found {repeated} "
-                "in more than one of them; a test would measure memory. Remove them from one."
-            )
-
 
 def locate(path: str, kinds: tuple[str, ...] = KINDS) -> Literal["file", "folder", "hub"]:
     """What `path` means; nothing is read or downloaded. Raises `ConfigError` if nothing is there to be read."""
-    file = Path(path).expanduser()
-    if file.is_file():
+    if os.path.isfile(os.path.expanduser(path)):  # unlike Path.is_file, also false where nobody may look
         if not path.endswith(kinds):
-            found = file.suffix or "no suffix"
+            found = Path(path).suffix or "no suffix"
             raise ConfigError(f"{path}: expected a {', '.join(kinds[:-1])} or {kinds[-1]} file, found {found}.")
         return "file"
     place = path.partition(":")[0]
-    folder = Path(place).expanduser()
-    if folder.is_dir():
-        if not any((folder / name).is_file() for name in SAVED):
+    folder = os.path.expanduser(place)
+    if os.path.isdir(folder):
+        if not any(os.path.isfile(os.path.join(folder, name)) for name in SAVED):
             raise ConfigError(f"{path}: expected a file, or a folder written by save_to_disk, found another folder.")
         return "folder"
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", place) and not place.endswith(kinds):
@@ -101,10 +89,10 @@ def _rows(path: str) -> Iterator[Located]:
     place, _, split = path.partition(":")
     match locate(path):
         case "file":
-            file = Path(path).expanduser()
+            file = Path(os.path.expanduser(path))
             return {".jsonl": _json_lines, ".json": _json_list, ".parquet": _parquet}[file.suffix](file)
         case "folder":
-            return _datasets_rows(path, _load_folder(path, Path(place).expanduser(), split or "train"))
+            return _datasets_rows(path, _load_folder(path, Path(os.path.expanduser(place)), split or "train"))
         case "hub":
             return _datasets_rows(path, _load_hub(path, place, split or "train"))
 
@@ -130,7 +118,9 @@ def _parquet(file: Path) -> Iterator[Located]:
         raise ConfigError(f"{file}: reading Parquet needs pyarrow; {EXTRA}") from error
     try:
         rows = parquet.read_table(file).to_pylist()
-    except ArrowException as error:
+    except (OSError, ArrowException) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise ConfigError(f"{file} cannot be read ({os.strerror(error.errno)}).") from None
         raise ConfigError(f"{file}: expected a Parquet file, found one that pyarrow cannot read.") from error
     for number, row in enumerate(rows, start=1):
         yield f"{file}: row {number}", row
@@ -176,6 +166,8 @@ def _datasets_rows(path: str, loaded: Any) -> Iterator[Located]:
 def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError as error:
         at = error.start
     raise ConfigError(f"{file}: expected UTF-8 text, found another byte at offset {at}; save it as UTF-8.")
@@ -198,7 +190,8 @@ def _example(place: str, row: Any, tokenizer: Any, completions: bool) -> Example
     category = "" if row.get("category") is None else _string(place, row, "category")
     if "messages" in row:
         prompt, completion = _chat(place, row["messages"], tokenizer)
-        return Example(prompt, completion, category, key=_key(prompt), chat=True)
+        asked = "\n".join(turn["content"] for turn in row["messages"][:-1] if turn["role"] != "system")
+        return Example(prompt, completion, category, key=text_key(asked or prompt), chat=True)
     if "prompt" in row:
         prompt = _string(place, row, "prompt")
         known = completions or row.get("completion") is not None
@@ -210,7 +203,7 @@ def _example(place: str, row: Any, tokenizer: Any, completions: bool) -> Example
     if completions and not completion.strip():
         field = "completion" if "prompt" in row else "text"
         raise ConfigError(f"{place}: field {field!r}: expected text to learn from, found none.")
-    return Example(prompt, completion, category, key=_key(prompt or completion))
+    return Example(prompt, completion, category, key=text_key(prompt or completion))
 
 
 def _string(place: str, row: dict[str, Any], field: str) -> str:
@@ -271,10 +264,6 @@ def _render(place: str, tokenizer: Any, messages: list[Any], add_generation_prom
         f"{place}: field 'messages': the model's chat template refuses these turns; "
         "most want user and assistant to alternate, beginning with user."
     )
-
-
-def _key(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _kind(value: Any) -> str:
