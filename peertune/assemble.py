@@ -28,7 +28,7 @@ from peertune.lm.settings import AdapterSettings, TrainingSettings
 from peertune.lm.source import fingerprint
 from peertune.partition import PARTITIONS, deal, hold_out
 from peertune.profiles import AgentRecord, category_histogram, static_features
-from peertune.tasks.base import Example, Task
+from peertune.tasks.base import CODE_TASKS, Example, Task
 from peertune.tasks.codelets import Codelets
 from peertune.tasks.disjoint import check_disjoint
 from peertune.tasks.humaneval import HumanEval
@@ -52,7 +52,7 @@ def build_agents(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], lis
     config = Config.model_validate_json(spec.config)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    sandbox = Sandbox(allow_unsafe=config.sandbox == "unsafe") if runs_code(config.task) else None
+    sandbox = Sandbox(allow_unsafe=config.sandbox == "unsafe") if config.task.type in CODE_TASKS else None
     task = make_task(config.task, config.seed, sandbox)
     private = _private_data(config, task)
     transfer, test = transfer_examples(config), task.examples("test")
@@ -78,11 +78,6 @@ def build_agents(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], lis
         isolation = sandbox.isolation if sandbox else ""
         facts.append(_facts(agent, agent_config, lm, train, validation, task) | {"isolation": isolation})
     return agents, facts
-
-
-def runs_code(task: TaskConfig) -> bool:
-    """Are the answers of this task executed to be graded?"""
-    return task.type in ("codelets", "humaneval", "mbpp")
 
 
 def make_task(config: TaskConfig, seed: int, sandbox: Sandbox | None) -> Task:

@@ -1,8 +1,8 @@
-"""From single grades to the numbers of a table: pass@k, CodeBLEU, perplexity, and the summary over agents."""
+"""From single grades to the numbers of a table: pass@k, the mean over problems and its error, CodeBLEU."""
 
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,16 +18,6 @@ class Estimate:
     standard_error: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """The mean and the worst agent; gains are over the same agents trained alone, None if not known."""
-
-    mean: float
-    worst: float
-    gain: float | None
-    worst_gain: float | None
-
-
 def pass_at_k(n: int, c: int, k: int) -> float:
     """The unbiased estimate, from `n` samples of which `c` are right, that one of `k` samples is right.
 
@@ -41,15 +31,13 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
 
 
-def mean_pass_at_k(correct: Sequence[int], n: int, k: int) -> Estimate:
-    """pass@k over problems: `correct[i]` of the `n` samples of problem i are right.
+def estimate(values: np.ndarray) -> Estimate:
+    """Mean of `values`, [problems], and its standard error, as if the problems were drawn at random.
 
-    The standard error is that of the mean over problems, as if they were drawn at random.
     Raises `ValueError` if there is no problem.
     """
-    if not correct:
-        raise ValueError("pass@k needs at least one problem; got none")
-    values = np.array([pass_at_k(n, c, k) for c in correct])
+    if not len(values):
+        raise ValueError("a mean over problems needs at least one; got none")
     error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
     return Estimate(float(values.mean()), error)
 
@@ -68,30 +56,6 @@ def codebleu(references: Sequence[str], texts: Sequence[str]) -> float:
     except (ImportError, TypeError) as error:
         # TypeError: the grammar is too new for the library's tree-sitter.
         raise ConfigError(
-            "CodeBLEU needs codebleu 0.7 and tree-sitter-python 0.21: pip install 'peertune[metrics]'"
+            "CodeBLEU needs codebleu 0.7 and tree-sitter-python 0.21: pip install -e '.[metrics]'"
         ) from error
     return float(score["codebleu"])
-
-
-def perplexity(total_nll: float, tokens: int) -> float:
-    """exp of the mean negative log-likelihood (nats) a token; infinite where a float cannot hold it."""
-    if tokens <= 0:
-        raise ValueError(f"perplexity needs at least one token; got {tokens}")
-    mean = total_nll / tokens
-    return math.exp(mean) if mean < math.log(np.finfo(float).max) else math.inf
-
-
-def summary(by_agent: Mapping[str, float], local: Mapping[str, float] | None = None) -> Summary:
-    """Mean and worst score over agents, and mean and worst gain over `local`: the same agents alone.
-
-    Raises `ValueError` if there is no agent or `local` lacks one.
-    """
-    if not by_agent:
-        raise ValueError("a summary needs at least one agent; got none")
-    scores = np.array(list(by_agent.values()), dtype=float)
-    if local is None:
-        return Summary(float(scores.mean()), float(scores.min()), None, None)
-    if missing := sorted(by_agent.keys() - local.keys()):
-        raise ValueError(f"no score of training alone for {', '.join(missing)}")
-    gains = scores - np.array([local[agent] for agent in by_agent], dtype=float)
-    return Summary(float(scores.mean()), float(scores.min()), float(gains.mean()), float(gains.min()))

@@ -10,6 +10,7 @@ from peertune.errors import ConfigError
 from peertune.ledger import Ledger, total_bytes
 from peertune.matchmakers import MATCHMAKERS
 from peertune.methods import METHODS
+from peertune.runs import LEDGER
 
 TASKS = (CodeletsTask, HumanEvalTask, MBPPTask, RecordsTask)
 
@@ -41,7 +42,7 @@ def _first_comment(path: Path) -> str:
 
 
 def _runs(folder: Path) -> Iterator[tuple[str, str]]:
-    for path in sorted(folder.glob("[!.]*/ledger.sqlite")):  # a hidden one was killed while it was made
+    for path in sorted(folder.glob(f"[!.]*/{LEDGER}")):  # a hidden one was killed while it was made
         try:
             ledger = Ledger.read(path)
             events = list(ledger.events())

@@ -13,6 +13,7 @@ from rich.table import Table as Grid
 
 from peertune.ledger import Ledger
 from peertune.report import Table, result_tables, run_tables, write_report
+from peertune.report.reading import plain
 from peertune.runs import LEDGER
 
 FILE_WIDTH = 120  # columns of a table that is written to a file
@@ -124,5 +125,5 @@ def _print_tables(folder: Path, tables_of: Callable[[Ledger], list[Table]]) -> N
 
 
 def _printable(text: str) -> str:
-    """Foreign text without control or bidirectional characters: nothing may move the cursor or reorder a line."""
-    return "".join(char if char.isprintable() or char == "\n" else "�" for char in text)
+    """Foreign text, line by line: nothing in it may move the cursor or reorder a line."""
+    return "\n".join(map(plain, text.split("\n")))

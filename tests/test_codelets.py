@@ -191,7 +191,7 @@ def test_truncate(text: str, expected: str):
 def test_what_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="0 or more test examples, found -1"):
         Codelets(0, 0, 0, 0, 0, -1)
-    with pytest.raises(ConfigError, match="give Codelets a Sandbox"):
+    with pytest.raises(ConfigError, match="only with a sandbox"):
         small(0).grade([], [])
     with pytest.raises(ConfigError, match="not 'dev'"):
         small(0).examples("dev")  # pyright: ignore[reportArgumentType]

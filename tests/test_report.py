@@ -15,22 +15,19 @@ from matplotlib.image import imread
 
 from peertune.config import read_config, resolve_recipe
 from peertune.errors import ConfigError
-from peertune.evaluate import mean_pass_at_k
+from peertune.evaluate import estimate, pass_at_k
 from peertune.ledger import COORDINATOR, Ledger
-from peertune.report import (
+from peertune.report import result_tables, run_tables, write_report
+from peertune.report.reading import plain, readable_bytes
+from peertune.report.results import metrics_table, results_table
+from peertune.report.tables import (
     agents_table,
     cost_table,
     failures_table,
-    metrics_table,
     pairs_table,
     received_table,
-    result_tables,
-    results_table,
-    run_tables,
     traffic_table,
-    write_report,
 )
-from peertune.report.reading import plain, readable_bytes
 
 HOSTILE = "<script>fetch('http://evil.example')</script> \x1b[31mred\x07 \u202egnp.exe\u200b $x^2$"
 NAMES = ("ada", "bela", "cleo")
@@ -186,7 +183,7 @@ def test_pass_at_k_is_the_unbiased_estimate(tmp_path: Path) -> None:
     ledger = begin(tmp_path / "r", configuration(("ada",), evaluation=evaluation, baselines={}), ("ada",))
     evaluate(ledger, "start", 0, {"ada": [0, 1, 2, 4]}, samples=4)
     ledger.commit()
-    expected = mean_pass_at_k([0, 1, 2, 4], 4, 2)
+    expected = estimate(np.array([pass_at_k(4, correct, 2) for correct in (0, 1, 2, 4)]))
     assert expected.standard_error is not None
     cell = f"{100 * expected.value:.1f} ± {100 * expected.standard_error:.1f}"
     assert results_table(ledger, 2).rows[0] == ["ada", cell]
@@ -417,7 +414,7 @@ def test_plain_text_and_sizes() -> None:
 
 
 def test_report_needs_neither_torch_nor_pyplot() -> None:
-    heavy = "{'torch', 'transformers', 'matplotlib.pyplot', 'peertune.agent', 'peertune.methods', 'peertune.engines'}"
+    heavy = "{'torch', 'transformers', 'matplotlib.pyplot', 'peertune.agent', 'peertune.experiment'}"
     code = f"import sys, peertune.report; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -54,7 +54,8 @@ def _config(lm: LanguageModel, sampling: Sampling) -> GenerationConfig:
     }
     if sampling.temperature == 0.0:
         return GenerationConfig(do_sample=False, **common)
-    return GenerationConfig(do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, top_k=0, **common)
+    # top_k and top_p: neither the library's nor the model's own defaults cut the distribution
+    return GenerationConfig(do_sample=True, temperature=sampling.temperature, top_p=1.0, top_k=0, **common)
 
 
 def _continue(lm: LanguageModel, model: Any, heads: list[list[int]], config: GenerationConfig) -> list[list[int]]:

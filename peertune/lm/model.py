@@ -17,9 +17,7 @@ from peertune.lm.load import first_line, load_base, load_tokenizer
 from peertune.lm.quiet import quiet
 from peertune.lm.seeding import seeded
 from peertune.lm.settings import AdapterSettings
-from peertune.lm.source import fingerprint, local_folder, resolve
-
-__all__ = ["LanguageModel", "check_tensors", "fingerprint", "resolve"]
+from peertune.lm.source import local_folder, resolve
 
 UNBOUNDED_CONTEXT = 2048  # tokens, for families without a position limit (bloom)
 

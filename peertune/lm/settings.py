@@ -36,9 +36,8 @@ class TrainingSettings:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to generate: greedy if `temperature` is 0, else nucleus sampling (Holtzman et al. 2019)."""
+    """How to generate: greedy if `temperature` is 0, else sampling from the whole distribution at it."""
 
     max_new_tokens: int
     temperature: float = 0.0
-    top_p: float = 1.0
     seed: int = 0

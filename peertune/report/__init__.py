@@ -1,31 +1,7 @@
 """From a run's ledger to tables, pictures and one self-contained HTML page. Reads files only, never a live run."""
 
 from peertune.report.page import write_report
-from peertune.report.tables import (
-    Table,
-    agents_table,
-    cost_table,
-    failures_table,
-    metrics_table,
-    pairs_table,
-    received_table,
-    result_tables,
-    results_table,
-    run_tables,
-    traffic_table,
-)
+from peertune.report.table import Table
+from peertune.report.tables import result_tables, run_tables
 
-__all__ = [
-    "Table",
-    "agents_table",
-    "cost_table",
-    "failures_table",
-    "metrics_table",
-    "pairs_table",
-    "received_table",
-    "result_tables",
-    "results_table",
-    "run_tables",
-    "traffic_table",
-    "write_report",
-]
+__all__ = ["Table", "result_tables", "run_tables", "write_report"]

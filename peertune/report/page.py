@@ -33,6 +33,7 @@ from peertune.report.tables import (
     received_table,
     traffic_table,
 )
+from peertune.runs import LEDGER
 
 _SKEW = "(mean distance of an agent's categories from the mean of all: 0 alike, 1 nothing in common)"
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -44,7 +45,7 @@ def write_report(run_folder: Path) -> Path:
     Raises `ConfigError` if the run has no evaluated round yet or its ledger was changed, `StorageError` if the disk
     refuses.
     """
-    ledger = Ledger.read(run_folder / "ledger.sqlite")
+    ledger = Ledger.read(run_folder / LEDGER)
     try:
         ledger.verify()
         if not evaluations(ledger):

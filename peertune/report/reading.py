@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 
 from peertune.errors import ConfigError
-from peertune.evaluate import Estimate, pass_at_k
+from peertune.evaluate import pass_at_k
 from peertune.ledger import COORDINATOR, Event, Ledger
+from peertune.tasks.base import CODE_TASKS
 
 START = "start"  # the arm of the warm start: the state that all other arms begin from
-CODE_TASKS = ("codelets", "humaneval", "mbpp")  # graded by running the answers
 
 Link = Literal["coordinator → agent", "agent → coordinator", "agent → agent"]
 LINKS: tuple[Link, ...] = ("coordinator → agent", "agent → coordinator", "agent → agent")
@@ -112,12 +112,6 @@ def runs_code(config: dict[str, Any]) -> bool:
 def score_ks(config: dict[str, Any]) -> list[int]:
     """The k of Pass@k that the configuration asks for; 1 alone where nothing is run."""
     return list(config["evaluation"]["k"]) if runs_code(config) else [1]
-
-
-def estimate(values: np.ndarray) -> Estimate:
-    """Mean of `values`, [problems], and its standard error over problems."""
-    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-    return Estimate(float(values.mean()), error)
 
 
 def plain(text: str) -> str:

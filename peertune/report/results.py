@@ -2,13 +2,12 @@
 
 import numpy as np
 
-from peertune.evaluate import Estimate
+from peertune.evaluate import Estimate, estimate
 from peertune.ledger import Ledger
 from peertune.report.reading import (
     START,
     Scored,
     arms,
-    estimate,
     evaluations,
     local_arm,
     run_body,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Split = Literal["train", "validation", "transfer", "probe", "test"]
+CODE_TASKS = ("codelets", "humaneval", "mbpp")  # graded by running the answers
 
 
 @dataclass(frozen=True, slots=True)

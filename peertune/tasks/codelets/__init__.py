@@ -13,11 +13,13 @@ from peertune.tasks.base import Example, Split, Task
 from peertune.tasks.codelets.problems import problem
 from peertune.tasks.codelets.templates import Template, templates
 from peertune.tasks.codelets.values import Constant
-from peertune.tasks.sandbox import Program, Sandbox
+from peertune.tasks.programs import grade_programs
+from peertune.tasks.sandbox import Sandbox
 
 CATEGORIES = tuple(dict.fromkeys(template.category for template in templates()))
 SHARES: dict[Split, int] = {"train": 50, "validation": 12, "transfer": 13, "probe": 10, "test": 15}  # percent
 
+_TIMEOUT = 2.0  # seconds for one answer
 _MOST_CHOICES = 1000  # of a template's choices of constants so many are dealt; the largest has 325 500
 
 
@@ -81,13 +83,7 @@ class Codelets(Task):
 
     def grade(self, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
         """1 where the prompt, the truncated text and the tests run without an error, else 0."""
-        if self._sandbox is None:
-            raise ConfigError("codelets runs the answers to grade them: give Codelets a Sandbox.")
-        programs = [
-            Program("\n".join((example.prompt + truncate(text), *example.tests)))
-            for example, text in zip(examples, texts, strict=True)
-        ]
-        return [float(verdict.passed) for verdict in self._sandbox.run(programs)]
+        return grade_programs(self._sandbox, examples, [truncate(text) for text in texts], _TIMEOUT)
 
     def _make(self, split: Split) -> list[Example]:
         dealt = {template.key: deal(template, self._seed)[split] for template in templates()}
