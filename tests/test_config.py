@@ -17,8 +17,6 @@ from peertune.config.reader import RECIPES
 from peertune.config.schema import VERSION
 from peertune.errors import ConfigError
 from peertune.lm.source import resolve
-from peertune.tasks.codelets import Codelets
-from peertune.tasks.mbpp import MBPP
 
 PACKAGE = Path(combinations.__file__).parent.parent
 BASE = """\
@@ -333,6 +331,14 @@ OWN = "data: {path: x.jsonl}"
         (["agents.0.release.profile=nobody"], "set its `release.profile: coordinator`"),
         (["method=local", "agents.0.release.receipt=nobody"], "every method needs receipt released to the coordinator"),
         (["method=local", "agents.0.release.scores=agents"], "set its `release.scores: coordinator`"),
+        (["task={type: mbpp, transfer: x.jsonl}", "method={type: knexa, matchmaker: hetero_greedy}"],
+         "knexa: hetero_greedy compares categories, task 'mbpp' has one; use another matchmaker"),
+        (["method=local", "task.transfer=24"],
+         "task.transfer is not used, because here no agent answers prompts for another; remove it"),
+        (["method=local", f"agents=[{{model: x, {OWN}}}]", "task={type: records, test: x, transfer: y}"],
+         "task.transfer is not used"),
+        (["engine={workers: 0, deadline: 5.0}"],
+         "engine.deadline is not used, because `workers: 0` has no process to wait for; remove it"),
         (["evaluation.k=[1, 4]"], "Pass@4 needs at least 4 samples, there are 1"),
         (["evaluation.samples=4"], "greedy decoding makes all samples the same; set `temperature` above 0"),
         ([f"agents=[{{model: x, {OWN}}}]", "task={type: records, test: x}", "method=local", "evaluation.codebleu=true"],
@@ -353,6 +359,12 @@ def test_impossible_combinations(tmp_path: Path, changes: list[str], expected: s
         ["agents.0.release.texts=everyone", "agents.0.release.gain=everyone"],
         ["method=local", "agents.0.release.texts=nobody", "agents.0.release.profile=nobody"],
         ["task={type: mbpp, transfer: prompts.jsonl}"],
+        ["method=local", "task={type: mbpp, transfer: prompts.jsonl}", "baselines.random=knexa"],
+        ["method=local", "task.transfer=96"],
+        ["method=local", "task.transfer=0"],
+        ["engine={workers: 0, deadline: 600.0}"],
+        ["engine={workers: 1, deadline: 5.0}"],
+        ["task.partition=iid", "method={type: knexa, matchmaker: hetero_greedy}"],
         [f"agents=[{{model: x, {OWN}}}, {{model: y, {OWN}}}]", "task={type: humaneval, transfer: prompts.jsonl}"],
         ["evaluation={samples: 4, k: [1, 4], temperature: 0.8}"],
         [f"agents=[{', '.join(['{model: x}'] * 12)}]", "task.partition=by_category"],
@@ -360,10 +372,6 @@ def test_impossible_combinations(tmp_path: Path, changes: list[str], expected: s
 )
 def test_combinations_at_the_limit_of_the_possible(tmp_path: Path, changes: list[str]) -> None:
     read(tmp_path, BASE, *changes)
-
-
-def test_categories_are_those_of_the_tasks() -> None:
-    assert {"codelets": len(Codelets.categories), "mbpp": len(MBPP.categories)} == combinations.CATEGORIES
 
 
 # Recipes

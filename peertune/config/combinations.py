@@ -4,20 +4,22 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from peertune.partition import MIN_TRAIN, MIN_VALIDATION
+from peertune.tasks.codelets import Codelets
+from peertune.tasks.mbpp import MBPP
 
 if TYPE_CHECKING:
     from peertune.config.schema import Config
 
 
 RESERVED = {"coordinator", "server", "start"}  # names that the ledger gives to others
-CATEGORIES = {"codelets": 12, "mbpp": 1}
+CATEGORIES = {task.name: len(task.categories) for task in (Codelets, MBPP)}
 NEEDS = {"scores": "coordinator", "receipt": "coordinator"}  # what any method must be able to pull, and who pulls it
 KNEXA_NEEDS = {"texts": "agents", "profile": "coordinator", "gain": "coordinator"}
 
 
 def check_combinations(config: "Config") -> None:
     """Raise `ValueError` naming the keys that do not fit each other."""
-    for check in (_names, _data, _partition, _methods, _evaluation):
+    for check in (_names, _data, _partition, _methods, _unused, _evaluation):
         check(config)
 
 
@@ -96,7 +98,19 @@ def _methods(config: "Config") -> None:
                 f"{name}: max_pairs is {method.max_pairs}, but {len(config.agents)} agents form "
                 f"{len(config.agents) // 2} pairs"
             )
+        if method.matchmaker.type == "hetero_greedy" and config.task.type == "mbpp" and not config.agents[0].data:
+            raise ValueError(f"{name}: hetero_greedy compares categories, task 'mbpp' has one; use another matchmaker")
         _released(config, f"{name} (knexa)", KNEXA_NEEDS)
+
+
+def _unused(config: "Config") -> None:
+    """What is given and would be ignored; a default does no harm."""
+    task, engine = config.task, config.engine
+    transfers = any(method.type == "knexa" for method in config.arms().values())
+    if not transfers and task.transfer and task.transfer != type(task).model_fields["transfer"].default:
+        raise ValueError("task.transfer is not used, because here no agent answers prompts for another; remove it")
+    if engine.workers == 0 and engine.deadline != type(engine).model_fields["deadline"].default:
+        raise ValueError("engine.deadline is not used, because `workers: 0` has no process to wait for; remove it")
 
 
 def _released(config: "Config", user: str, needs: dict[str, str]) -> None:
@@ -115,7 +129,9 @@ def _evaluation(config: "Config") -> None:
     if evaluation.codebleu and config.task.type == "records":
         raise ValueError("evaluation: CodeBLEU compares programs, task 'records' holds any text; remove `codebleu`")
     if evaluation.codebleu and not importlib.util.find_spec("codebleu"):
-        raise ValueError("evaluation: `codebleu` needs a library: pip install 'peertune[metrics]', or remove it")
+        raise ValueError(
+            "evaluation: `codebleu` needs a library: pip install -e '.[metrics]' in the checkout; or remove it"
+        )
     if max(evaluation.k) > evaluation.samples:
         raise ValueError(
             f"evaluation: Pass@{max(evaluation.k)} needs at least {max(evaluation.k)} samples, there are "
