@@ -4,6 +4,7 @@ A blob is written to a temporary file, synced, renamed to its SHA-256 and its fo
 row that names it is committed. So whatever moment a machine stops at, the last committed row names complete files.
 """
 
+import errno
 import hashlib
 import os
 from collections.abc import Collection
@@ -85,7 +86,10 @@ def sync_folder(folder: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """Make `folder` and its parents, each on the disk when this returns."""
-    if not folder.is_dir():
-        make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        sync_folder(folder.parent)
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)

@@ -198,6 +198,26 @@ def export(
     typer.echo(export_adapter(folder, agent, to, arm))
 
 
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="Which study: matchmaking.")],
+    quick: Annotated[bool, typer.Option("--quick", help="A small form, under a minute.")] = False,
+    to: Annotated[Path | None, typer.Option(help="The folder to write; study-NAME here by default.")] = None,
+) -> None:
+    """Measure a claim on synthetic federations: summary.json, table.md and figure.png. No model is loaded."""
+    if name != "matchmaking":
+        raise ConfigError(f"there is no study {name!r}; the only one is matchmaking")
+
+    from peertune.studies.matchmaking import QUICK, Plan
+    from peertune.studies.matchmaking import study as run_study
+    from peertune.terminal import counting
+
+    with counting("federations") as watch:
+        files = run_study(to or Path(f"study-{name}"), QUICK if quick else Plan(), watch)
+    typer.echo(files[1].read_text(encoding="utf-8"))
+    typer.echo(f"written: {', '.join(map(str, files))}")
+
+
 @contextmanager
 def _watching() -> Iterator[tuple[Any, Any]]:
     """For a person on a terminal progress and the first examples, for everything else one JSON line an event: private

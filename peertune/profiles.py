@@ -14,7 +14,9 @@ import numpy as np
 from peertune.payloads import PROFILE_SIZE, Gain, Profile
 
 STATIC, DYNAMIC, HISTOGRAM = slice(0, 8), slice(8, 20), slice(20, 32)
-LOSS, SCORE = 8, 10  # the places of validation loss (nats a token) and score (0..1): how well an agent does
+PARAMETERS = 5  # the place of log10(parameters) / 10
+LOSS, SCORE = 8, 10  # of validation loss (nats a token) and score (0..1): how well an agent does
+INVERSE_PERPLEXITY = 12  # of e^-loss, which is bounded
 BINS = HISTOGRAM.stop - HISTOGRAM.start
 FAMILIES = ("llama", "gpt2", "gpt_neox", "bloom")  # one-hot; others are the fifth
 _LLAMA_LIKE = {"llama", "qwen2", "qwen3", "mistral"}

@@ -1,7 +1,8 @@
 """What a person sees in a terminal: live progress and tables. Rich is used here and nowhere else."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -91,6 +92,21 @@ class Progress:
     def _on_damaged(self, body: dict[str, Any]) -> None:
         text = f"{body['arm']}: round {body['round']} cannot be restored and is made again: {body['cause']}"
         self._bars.console.print(escape(_printable(text)), style="yellow")
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for a person on a terminal, ten lines for everything else; called with (done, all)."""
+    if sys.stdout.isatty():
+        with Bars(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as bars:
+            task = bars.add_task(what)
+            yield lambda done, of: bars.update(task, completed=done, total=of)
+    else:
+        yield lambda done, of: print(f"{what}: {done} of {of}", flush=True) if _is_tenth(done, of) else None  # noqa: T201
+
+
+def _is_tenth(done: int, of: int) -> bool:
+    return done * 10 // of > (done - 1) * 10 // of
 
 
 def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

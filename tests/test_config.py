@@ -284,7 +284,7 @@ def test_the_last_override_wins(tmp_path: Path) -> None:
         ("agents.0.modell=x", "--set 'agents.0.modell=x': [agents.0] unknown key 'modell'; did you mean 'model'? "
          "(valid: model, name, data, adapter, release)"),
         ("method.matchmaker.beta=3", "--set 'method.matchmaker.beta=3': [method.matchmaker] the key 'type' is missing; "
-         "valid: linucb, uniform, hetero_greedy"),
+         "valid: linucb, pairwise, uniform, round_robin, hetero_greedy"),
         ("version=9", f"--set 'version=9': [version] expected a number less than or equal to {VERSION}, found 9"),
     ],
 )  # fmt: skip

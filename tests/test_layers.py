@@ -103,6 +103,11 @@ RULES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
         ("config",),
         ("lm", "agent", "engines", "federation", "experiment", "assemble", "cli"),
     ),
+    (
+        "a study of policies needs no model and no run",
+        ("studies",),
+        ("federation", "ledger", "config", "tasks", "lm", "engines", "methods", "checkpoint", *TOP, *HEAVY),
+    ),
     ("a report reads files, never a live run", ("report",), ("lm", "matchmakers", "agent", "terminal")),
     ("nobody but the command knows the command", tuple(sorted({"experiment", "runs", "export", "agent"})), ("cli",)),
 ]
@@ -115,7 +120,7 @@ def test_imports_point_one_way(rooms: tuple[str, ...], forbidden: tuple[str, ...
 
 LIGHT = (
     *("errors", "payloads", "ledger", "checkpoint", "profiles", "matchmakers", "methods", "federation", "partition"),
-    *("evaluate", "config", "tasks", "report", "cli", "listing", "doctor", "terminal", "runs", "machine"),
+    *("evaluate", "config", "tasks", "report", "studies", "cli", "listing", "doctor", "terminal", "runs", "machine"),
 )
 
 

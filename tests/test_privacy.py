@@ -16,7 +16,7 @@ from small import make_models, run, small_config
 
 from peertune.federation import Federation
 from peertune.ledger import COORDINATOR, Ledger
-from peertune.matchmakers import LinUCB, Uniform
+from peertune.matchmakers import LinUCB, Pairwise, Uniform
 from peertune.methods import Budget, Knexa, Run
 
 Seen = dict[str, set[str]]
@@ -39,7 +39,11 @@ def received(transfers: list[dict[str, Any]]) -> tuple[Seen, Seen]:
 # On the toy: exactly which values moved
 
 
-@pytest.mark.parametrize("matchmaker", [LinUCB(), Uniform()], ids=["linucb", "uniform"])
+@pytest.mark.parametrize(
+    "matchmaker",
+    [LinUCB(), Uniform(), Pairwise(patience=0.01)],  # nobody waits: it never abstains
+    ids=["linucb", "uniform", "pairwise"],
+)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_round_of_knexa_shows_profiles_and_gains(tmp_path: Path, matchmaker: Any, workers: int) -> None:
     engine = toy.start(tmp_path, workers)

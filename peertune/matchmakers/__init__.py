@@ -1,17 +1,31 @@
 """Who should learn from whom: pairing policies. numpy only; a policy sees profiles and rewards, never a model.
 
-A new policy is one file here and one line in `MATCHMAKERS`.
+A new policy is one file here and one line in `MATCHMAKERS`. `oracle.py` and `synthetic.py` are for studies alone.
 """
 
 from peertune.matchmakers.base import Matchmaker, Pair, directed_pairs
 from peertune.matchmakers.hetero_greedy import HeteroGreedy
 from peertune.matchmakers.linucb import LinUCB
+from peertune.matchmakers.pairwise import Pairwise
+from peertune.matchmakers.round_robin import RoundRobin
 from peertune.matchmakers.uniform import Uniform
 
 MATCHMAKERS: dict[str, type[Matchmaker]] = {
     "linucb": LinUCB,
+    "pairwise": Pairwise,
     "uniform": Uniform,
+    "round_robin": RoundRobin,
     "hetero_greedy": HeteroGreedy,
 }
 
-__all__ = ["MATCHMAKERS", "HeteroGreedy", "LinUCB", "Matchmaker", "Pair", "Uniform", "directed_pairs"]
+__all__ = [
+    "MATCHMAKERS",
+    "HeteroGreedy",
+    "LinUCB",
+    "Matchmaker",
+    "Pair",
+    "Pairwise",
+    "RoundRobin",
+    "Uniform",
+    "directed_pairs",
+]

@@ -35,7 +35,7 @@ class Matchmaker(ABC):
 
     @abstractmethod
     def match(self, state: State, candidates: Sequence[Pair], k: int) -> list[Pair]:
-        """At most `k` of `candidates`, disjoint: no agent stands in two of them."""
+        """At most `k` of `candidates`; no agent stands in two of them, unless the policy was told that it may."""
 
     @abstractmethod
     def update(self, state: State, pair: Pair, reward: float) -> State:
@@ -58,8 +58,10 @@ def greedy_disjoint(candidates: Sequence[Pair], scores: Sequence[float], k: int)
     taken: set[str] = set()
     chosen: list[Pair] = []
     for index in np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable"):
+        if len(chosen) == k:
+            break
         pair = candidates[int(index)]
-        if len(chosen) < k and not {pair.source, pair.receiver} & taken:
+        if not {pair.source, pair.receiver} & taken:
             chosen.append(pair)
             taken |= {pair.source, pair.receiver}
     return chosen

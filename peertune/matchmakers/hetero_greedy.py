@@ -20,12 +20,13 @@ class HeteroGreedy(Matchmaker):
         return {}
 
     def match(self, state: State, candidates: Sequence[Pair], k: int) -> list[Pair]:
-        half = len(candidates[0].context) // 2 if candidates else 0
+        if not candidates:
+            return []
+        half = len(candidates[0].context) // 2
         taught_by_better = [pair for pair in candidates if _skill(pair.context) >= _skill(pair.context[half:])]
-        distances = [
-            jensen_shannon(pair.context[HISTOGRAM], pair.context[half:][HISTOGRAM]) for pair in taught_by_better
-        ]
-        return greedy_disjoint(taught_by_better, distances, k)
+        contexts = np.array([pair.context for pair in taught_by_better]).reshape(-1, 2, half)
+        distances = jensen_shannon(contexts[:, 0, HISTOGRAM], contexts[:, 1, HISTOGRAM])
+        return greedy_disjoint(taught_by_better, distances.tolist(), k)
 
     def update(self, state: State, pair: Pair, reward: float) -> State:
         return state
@@ -36,13 +37,13 @@ def _skill(profile: np.ndarray) -> tuple[float, float]:
     return float(profile[SCORE]), -float(profile[LOSS])
 
 
-def jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
-    """Jensen-Shannon distance (the root of the divergence, base 2, so 0 to 1) of two distributions of shape [n]."""
+def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Jensen-Shannon distances (the root of the divergence, base 2, so 0 to 1) of distributions of shape [..., n]."""
     middle = (p + q) / 2
     divergence = (_relative_entropy(p, middle) + _relative_entropy(q, middle)) / 2
-    return float(np.sqrt(max(0.0, divergence)))
+    return np.sqrt(np.maximum(0.0, divergence))
 
 
-def _relative_entropy(p: np.ndarray, q: np.ndarray) -> float:
-    inside = p > 0
-    return float(np.sum(p[inside] * np.log2(p[inside] / q[inside])))
+def _relative_entropy(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    ratio = np.divide(p, q, out=np.ones_like(p), where=p > 0)
+    return np.sum(p * np.log2(ratio), axis=-1)

@@ -38,7 +38,7 @@ class LinUCB(Matchmaker):
             return []
         contexts = np.stack([pair.context for pair in candidates])  # [pairs, 64]
         predicted = contexts @ (state["inverse"] @ state["moment"])
-        variance = np.einsum("pd,de,pe->p", contexts, state["inverse"], contexts)
+        variance = np.einsum("pd,pd->p", contexts @ state["inverse"], contexts)
         scores = predicted + self.beta * np.sqrt(np.maximum(variance, 0.0))
         chosen = greedy_disjoint(candidates, scores.tolist(), k)
         rewards = self._destandardise(state, predicted)

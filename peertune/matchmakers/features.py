@@ -1,0 +1,70 @@
+"""What any designer would want to know of a directed pair, computed from the two profiles and the pair's history.
+
+Written down before anything was run and not changed since (though not in ignorance of the synthetic environments, whose
+formulas are public; agents' hidden qualities are in no feature). Two agents can help each other if they know different
+things, hence the overlap of their data; the source must know what the receiver lacks, hence complementarity and gaps; a
+strong receiver has little left to learn, hence headroom; gaps can be too wide to learn across, hence squares; text
+passes more easily between equal models, hence family and size; gains are used up, hence recency and earlier gains.
+All features lie in about -1..1, so that one prior fits all.
+"""
+
+import numpy as np
+
+from peertune.profiles import HISTOGRAM, INVERSE_PERPLEXITY, PARAMETERS, SCORE
+
+FAMILY = slice(0, 5)
+NAMES = (
+    *("one", "distance", "root_distance", "overlap_gap", "complementarity", "new_share"),
+    *("score_gap", "score_gap_size", "score_gap_square", "room", "score_lead_room", "score_source"),
+    *("loss_gap", "loss_gap_size", "loss_lead_room", "same_family", "size_gap"),
+    *("met_just_now", "met_lately", "never_met", "earlier_gain", "earlier_gain_reversed"),
+)
+_JUST_NOW, _LATELY = 2.0, 8.0  # exchanges of either side with others, after which a meeting counts 1/e
+_SHRINK = 1.0  # earlier gains of a pair are averaged with as much evidence of no difference
+
+
+def profile_features(source: np.ndarray, receiver: np.ndarray) -> np.ndarray:
+    """The 17 features that need no history. Profiles: float64 [pairs, 32]. Returns float64 [pairs, 17]."""
+    p, q = np.maximum(source[:, HISTOGRAM], 0), np.maximum(receiver[:, HISTOGRAM], 0)
+    distance = np.maximum(0.0, 1 - np.sqrt(p * q).sum(1))  # Hellinger, squared
+    shared, new = np.minimum(p, q).sum(1), np.maximum(0.0, p - q).sum(1)
+    score_gap, room = source[:, SCORE] - receiver[:, SCORE], 1 - receiver[:, SCORE]
+    loss_gap = source[:, INVERSE_PERPLEXITY] - receiver[:, INVERSE_PERPLEXITY]
+    return np.stack(
+        [
+            np.ones(len(p)),
+            distance,
+            np.sqrt(distance),
+            shared * score_gap,
+            new
+            * source[:, SCORE],  # what the source's data has and the receiver's lacks, as well as the source knows it
+            new * room,
+            score_gap,
+            np.abs(score_gap),
+            score_gap**2,
+            room,
+            np.maximum(0.0, score_gap) * room,
+            source[:, SCORE],
+            loss_gap,
+            np.abs(loss_gap),
+            np.maximum(0.0, loss_gap) * (1 - receiver[:, INVERSE_PERPLEXITY]),
+            (source[:, FAMILY] * receiver[:, FAMILY]).sum(1),
+            source[:, PARAMETERS] - receiver[:, PARAMETERS],
+        ],
+        axis=1,
+    )
+
+
+def history_features(since: np.ndarray, gains: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The 5 features of a pair's history, by row. `since`: exchanges that either side had with others since the two
+    met, on average, inf if never. `gains`, `weights`: [pairs, 2], (directed, reversed) sums of earlier standardised
+    gains and the evidence behind them. Returns float64 [pairs, 5].
+    """
+    return np.column_stack(
+        [
+            np.exp(-since / _JUST_NOW),
+            np.exp(-since / _LATELY),
+            np.isinf(since),
+            np.clip(gains / (weights + _SHRINK), -2, 2),
+        ]
+    )

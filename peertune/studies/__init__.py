@@ -1,0 +1,1 @@
+"""Studies: what a claim of this project rests on, one command each. `peertune study NAME` runs one."""
