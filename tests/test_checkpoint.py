@@ -43,7 +43,7 @@ def test_put_twice_is_one_file(blobs: Blobs) -> None:
 
 def test_nothing_is_written_twice(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
     blobs.put(CONTENT)
-    monkeypatch.setattr(checkpoint, "_write", None)
+    monkeypatch.setattr(checkpoint, "write_synced", None)
     assert blobs.put(CONTENT) == DIGEST
 
 
