@@ -268,3 +268,26 @@ def test_events_are_lines_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     with cli._watching() as (watch, _):
         watch("failure", {"cause": "é \udce9", "round": 1})
     assert json.loads(capsys.readouterr().out) == {"event": "failure", "cause": "é \udce9", "round": 1}
+
+
+# study
+
+
+def test_study_refuses_what_it_does_not_know(peertune: Run, tmp_path: Path) -> None:
+    assert refused(peertune("study", "weather")) == "there is no study 'weather'; the only one is matchmaking"
+    (tmp_path / "file").write_text("")
+    assert "name another folder with --to" in refused(peertune("study", "matchmaking", "--quick", "--to", "file"))
+
+
+def test_study_shows_progress_and_writes(peertune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from peertune.studies import matchmaking
+
+    tiny = matchmaking.Plan(agents=(4,), heterogeneity=("low",), seeds=2, rounds=2)
+    monkeypatch.setattr(matchmaking, "QUICK", tiny)
+    code, out, _ = peertune("study", "matchmaking", "--quick")
+    assert code == 0 and "federations: 28 of 28\n" in out and "| trust | 4 | low |" in out
+    assert sorted(path.name for path in (tmp_path / "study-matchmaking").iterdir()) == [
+        "figure.png",
+        "summary.json",
+        "table.md",
+    ]
