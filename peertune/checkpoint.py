@@ -41,7 +41,7 @@ class Blobs:
 
     def get(self, digest: str) -> bytes:
         """The content of `digest`. Raises `DamagedError` if it is missing or is not what was stored, `StorageError`
-        if the disk refuses for now.
+        if the disk refuses to read it.
         """
         path = self.folder / digest
         try:

@@ -1,4 +1,4 @@
-"""What a run was made from stays what it was, and what only fails for now costs no round."""
+"""What a run was made from stays what it was, and what fails in passing costs no round."""
 
 import json
 from pathlib import Path
