@@ -172,7 +172,7 @@ class Experiment:
         return digests
 
     def _restore(self, fed: Federation, digests: Mapping[str, str]) -> None:
-        """Raises `DamagedError` if a checkpoint is gone for good, `PeertuneError` if it cannot be restored at the moment."""
+        """Raises `DamagedError` if a checkpoint is gone for good, `PeertuneError` if it only cannot be read."""
         errors = []
         for ref in [fed[name].restore(Receipt(digest)) for name, digest in digests.items()]:
             try:
