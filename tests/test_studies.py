@@ -14,6 +14,10 @@ from peertune.studies import matchmaking
 from peertune.studies.matchmaking import ARMS, QUICK, Cell, Plan, cells, play
 from peertune.studies.summary import below_uniform, interval, markdown, picture, summarise, write
 
+# Python's tracker of shared resources, a child of pytest, may have ended with the children of an earlier test; it is
+# started again, with this warning
+pytestmark = pytest.mark.filterwarnings("ignore:resource_tracker. process died unexpectedly:UserWarning")
+
 ROOT = Path(__file__).parent.parent
 BOTH = pytest.mark.parametrize("environment", list(ENVIRONMENTS))
 
