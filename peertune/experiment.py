@@ -8,6 +8,7 @@ round and ends as if it had never been stopped.
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,7 @@ class Experiment:
         self._watch("agents", {"agents": facts})
         for each in facts:
             self.preview(each, previews[each["name"]])
-        body = identity(self.config, facts, transfer_prompts(self.config))
+        body = identity(self.config, facts, self._prompts)
         if recorded := next(self._ledger.events("run"), None):
             check_same(self.folder.name, recorded.body, body)
         else:
@@ -251,9 +252,13 @@ class Experiment:
 
     # The parts.
 
+    @cached_property
+    def _prompts(self) -> tuple[str, ...]:
+        return transfer_prompts(self.config)
+
     def _method(self, config: MethodConfig) -> Method:
         budget = Budget(self.config.budget.local_steps, self.config.budget.exchange_steps)
-        run = Run(self.config.rounds, self.config.seed, budget, transfer_prompts(self.config))
+        run = Run(self.config.rounds, self.config.seed, budget, self._prompts)
         fields = {name: getattr(config, name) for name in type(config).model_fields if name != "type"}
         if "matchmaker" in fields:
             fields["matchmaker"] = MATCHMAKERS[config.matchmaker.type](**config.matchmaker.model_dump(exclude={"type"}))

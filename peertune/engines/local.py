@@ -74,13 +74,8 @@ class LocalEngine(Engine):
         environments: Sequence[dict[str, str]] = (),
         listener: Listener = lambda ref, done: None,
     ) -> None:
-        self._builder, self._spec, self._inline, self._deadline, self._listener = (
-            builder,
-            spec,
-            inline,
-            deadline,
-            listener,
-        )
+        self._builder, self._spec, self._inline = builder, spec, inline
+        self._deadline, self._listener = deadline, listener
         envs = environments or [{} for _ in groups]
         self._seats = [_Seat(list(names), env) for names, env in zip(groups, envs, strict=True)]
         self._seat_of = {name: seat for seat in self._seats for name in seat.names}
