@@ -22,7 +22,7 @@ from peertune.matchmakers import (
     Uniform,
     directed_pairs,
 )
-from peertune.matchmakers.base import State, greedy_disjoint
+from peertune.matchmakers.base import State, greedy_pairs
 from peertune.matchmakers.hetero_greedy import jensen_shannon
 from peertune.payloads import Profile
 from peertune.profiles import HISTOGRAM, LOSS, SCORE
@@ -110,12 +110,12 @@ def test_directed_pairs() -> None:
     assert directed_pairs({}) == [] and directed_pairs({"a": profiles["a"]}) == []
 
 
-def test_greedy_disjoint() -> None:
+def test_greedy_pairs() -> None:
     candidates = [pair(*each) for each in ("ab", "cd", "ac", "bd", "ba")]
-    assert names(greedy_disjoint(candidates, [1, 2, 9, 3, 8], 9)) == [("a", "c"), ("b", "d")]
-    assert names(greedy_disjoint(candidates, [1, 2, 9, 3, 8], 1)) == [("a", "c")]
-    assert names(greedy_disjoint(candidates, [0, 0, 0, 0, 0], 9)) == [("a", "b"), ("c", "d")], "ties: as given"
-    assert greedy_disjoint(candidates, [1, 2, 9, 3, 8], 0) == []
+    assert names(greedy_pairs(candidates, [1, 2, 9, 3, 8], 9)) == [("a", "c"), ("b", "d")]
+    assert names(greedy_pairs(candidates, [1, 2, 9, 3, 8], 1)) == [("a", "c")]
+    assert names(greedy_pairs(candidates, [0, 0, 0, 0, 0], 9)) == [("a", "b"), ("c", "d")], "ties: as given"
+    assert greedy_pairs(candidates, [1, 2, 9, 3, 8], 0) == []
 
 
 # LinUCB
@@ -171,7 +171,7 @@ def test_scores_follow_the_formula() -> None:
             for each in candidates
         ]
         chosen = policy.match(state, candidates, 2)
-        assert names(chosen) == names(greedy_disjoint(candidates, scores, 2))
+        assert names(chosen) == names(greedy_pairs(candidates, scores, 2))
         count, mean, squares = state["rewards"]
         expected = [mean + np.sqrt(squares / count) * theta @ each.context for each in chosen]
         np.testing.assert_allclose([each.predicted for each in chosen], expected, atol=1e-9)
@@ -311,3 +311,76 @@ def test_hetero_greedy_breaks_equal_scores_by_the_loss() -> None:
     candidates = [Pair(s, r, np.concatenate([contexts[s], contexts[r]])) for s, r in (("a", "b"), ("b", "a"))]
     chosen = HeteroGreedy().match({}, candidates, 1)
     assert [(pair.source, pair.receiver) for pair in chosen] == [("b", "a")]
+
+
+# Several students, protocols, trust
+
+
+SEVERAL = [
+    each(max_students=most) for each in (Uniform, LinUCB, RoundRobin, HeteroGreedy, Pairwise) for most in (2, 3, 99)
+]
+
+
+@pytest.mark.parametrize("policy", SEVERAL, ids=repr)
+@pytest.mark.parametrize("agents", [2, 3, 7])
+def test_with_several_students_everybody_learns_in_every_round(policy: Matchmaker, agents: int) -> None:
+    """As many student updates for every policy; the first round for `pairwise`, which may abstain later."""
+    state = policy.init(1)
+    for seed in range(1 if isinstance(policy, Pairwise) else 4):
+        chosen = policy.match(state, directed_pairs(random_profiles(agents, seed)), agents)
+        assert sorted(each.receiver for each in chosen) == sorted(random_profiles(agents, 0))
+        load = [each.source for each in chosen]
+        assert max(map(load.count, load)) <= policy.max_students  # pyright: ignore[reportAttributeAccessIssue]
+        for each in chosen:
+            state = policy.update(state, each, 0.1)
+
+
+def test_uniform_assignments_are_independent_if_nothing_binds() -> None:
+    policy, counts = Uniform(max_students=2), dict[tuple[tuple[str, str], ...], int]()
+    for seed in range(2000):
+        chosen = tuple(sorted(names(policy.match(policy.init(3), directed_pairs(random_profiles(3, seed)), 3))))
+        counts[chosen] = counts.get(chosen, 0) + 1
+    assert len(counts) == 8 and all(abs(count - 250) < 60 for count in counts.values())
+
+
+def test_round_robin_with_several_students_rotates() -> None:
+    policy, met = RoundRobin(max_students=4), list[tuple[str, str]]()
+    state, pairs = policy.init(0), directed_pairs(random_profiles(5, 0))
+    for _ in range(4):
+        for each in policy.match(state, pairs, 5):
+            met.append((each.source, each.receiver))
+            state = policy.update(state, each, 0.0)
+    assert sorted(met) == sorted(names(pairs))
+
+
+def test_directed_pairs_with_trust_and_protocols() -> None:
+    profiles = random_profiles(3, 0)
+    protocols = {("a0", "a1"): ("text", "logits"), ("a1", "a0"): ("adapter",), ("a2", "a0"): ()}
+    pairs = directed_pairs(profiles, {"a1": 0.9}, protocols)
+    assert [(each.source, each.receiver, each.protocol, each.trust) for each in pairs] == [
+        ("a0", "a1", "text", 0.5),
+        ("a0", "a1", "logits", 0.5),
+        ("a1", "a0", "adapter", 0.9),
+    ]
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, *ABSTAINING, *SEVERAL], ids=repr)
+def test_no_pair_appears_with_two_protocols(policy: Matchmaker) -> None:
+    every = dict.fromkeys(itertools.permutations(("a0", "a1", "a2", "a3"), 2), ("text", "logits", "adapter"))
+    state = policy.init(0)
+    for seed in range(3):
+        candidates = directed_pairs(random_profiles(4, seed), protocols=every)
+        chosen = policy.match(state, candidates, 4)
+        assert len(set(names(chosen))) == len(chosen) and chosen
+        assert all(any(each.context is one.context for one in candidates) for each in chosen)
+        for each in chosen:
+            state = policy.update(state, each, 0.1)
+
+
+def test_uniform_draws_the_protocol_too() -> None:
+    both = {("a0", "a1"): ("text", "logits"), ("a1", "a0"): ("text",)}
+    policy, counts = Uniform(), dict[tuple[str, str], int]()
+    for seed in range(1000):
+        (chosen,) = policy.match(policy.init(0), directed_pairs(random_profiles(2, seed), protocols=both), 1)
+        counts[chosen.source, chosen.protocol] = counts.get((chosen.source, chosen.protocol), 0) + 1
+    assert abs(counts["a1", "text"] - 500) < 60 and abs(counts["a0", "text"] - 250) < 60

@@ -17,13 +17,16 @@ class Pair:
     """`source` teaches `receiver`. The context travels with the pair: what is rewarded is what was scored.
 
     `context`: float64 array of 64 numbers, the source's profile, then the receiver's. `predicted` is the policy's
-    estimate of the reward, NaN if it makes none.
+    estimate of the reward, NaN if it makes none. `trust`: the coordinator's evidence on the source, 0..1. `protocol`:
+    how the knowledge travels (text, logits or adapter), which is part of what is chosen.
     """
 
     source: str
     receiver: str
     context: np.ndarray
     predicted: float = math.nan
+    trust: float = 0.5
+    protocol: str = "text"
 
 
 class Matchmaker(ABC):
@@ -35,35 +38,62 @@ class Matchmaker(ABC):
 
     @abstractmethod
     def match(self, state: State, candidates: Sequence[Pair], k: int) -> list[Pair]:
-        """At most `k` of `candidates`; no agent stands in two of them, unless the policy was told that it may."""
+        """At most `k` of `candidates`, none of them twice by another protocol. No agent stands in two of them, unless
+        the policy was told that a source may have several students; then an agent may teach and learn.
+        """
 
     @abstractmethod
     def update(self, state: State, pair: Pair, reward: float) -> State:
         """The state after `pair`, which `match` had returned, earned `reward`."""
 
 
-def directed_pairs(profiles: Mapping[str, Profile]) -> list[Pair]:
-    """Every directed pair of different agents, in the order of the names given."""
+def directed_pairs(
+    profiles: Mapping[str, Profile],
+    trust: Mapping[str, float] | None = None,
+    protocols: Mapping[tuple[str, str], tuple[str, ...]] | None = None,
+) -> list[Pair]:
+    """Every directed pair of different agents by every protocol that it may use, in the order of the names given.
+
+    `trust`: of each agent as a source, 0.5 where none is known. `protocols`: of each (source, receiver), none if they
+    cannot exchange anything; without it, text alone.
+    """
     vectors = {name: np.array(profile.values, dtype=np.float64) for name, profile in profiles.items()}
+    believed = {name: 0.5 for name in vectors} | dict(trust or {})
     return [
-        Pair(source, receiver, np.concatenate([vectors[source], vectors[receiver]]))
+        Pair(
+            source,
+            receiver,
+            np.concatenate([vectors[source], vectors[receiver]]),
+            trust=believed[source],
+            protocol=protocol,
+        )
         for source in vectors
         for receiver in vectors
         if source != receiver
+        for protocol in (("text",) if protocols is None else protocols.get((source, receiver), ()))
     ]
 
 
-def greedy_disjoint(candidates: Sequence[Pair], scores: Sequence[float], k: int) -> list[Pair]:
-    """Take candidates from the highest score down, skipping agents already taken; equal scores in the given order."""
-    taken: set[str] = set()
+def greedy_pairs(candidates: Sequence[Pair], scores: Sequence[float], k: int, max_students: int = 1) -> list[Pair]:
+    """Take candidates from the highest score down, equal scores in the given order, skipping what no longer fits.
+
+    With `max_students` 1 the pairs are disjoint. Above, a receiver has one source, a source at most that many
+    receivers, and an agent may be both.
+    """
+    students: dict[str, int] = {}
+    learning: set[str] = set()
     chosen: list[Pair] = []
     for index in np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable"):
         if len(chosen) == k:
             break
         pair = candidates[int(index)]
-        if not {pair.source, pair.receiver} & taken:
-            chosen.append(pair)
-            taken |= {pair.source, pair.receiver}
+        if pair.receiver in learning or students.get(pair.source, 0) >= max_students:
+            continue
+        if max_students == 1 and (pair.source in learning or pair.receiver in students):
+            continue
+        chosen.append(pair)
+        learning.add(pair.receiver)
+        students[pair.source] = students.get(pair.source, 0) + 1
     return chosen
 
 

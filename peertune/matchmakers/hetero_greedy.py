@@ -5,16 +5,24 @@ Alg. 3 and the main text contradict each other about who teaches; the main text 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge
 
-from peertune.matchmakers.base import Matchmaker, Pair, State, greedy_disjoint
+from peertune.matchmakers.base import Matchmaker, Pair, State, greedy_pairs
 from peertune.profiles import HISTOGRAM, LOSS, SCORE
 
 
 @dataclass(frozen=True, slots=True)
 class HeteroGreedy(Matchmaker):
-    """Greedy maximum Jensen-Shannon distance between category histograms; learns nothing."""
+    """Greedy maximum Jensen-Shannon distance between category histograms; learns nothing.
+
+    `max_students`: receivers of one source; with 1, all pairs are disjoint. Above, who finds no better performer to
+    learn from learns from a worse one, after everybody else: all policies train as many students.
+    """
+
+    max_students: Annotated[int, Ge(1)] = 1
 
     def init(self, seed: int) -> State:
         return {}
@@ -23,10 +31,10 @@ class HeteroGreedy(Matchmaker):
         if not candidates:
             return []
         half = len(candidates[0].context) // 2
-        taught_by_better = [pair for pair in candidates if _skill(pair.context) >= _skill(pair.context[half:])]
-        contexts = np.array([pair.context for pair in taught_by_better]).reshape(-1, 2, half)
-        distances = jensen_shannon(contexts[:, 0, HISTOGRAM], contexts[:, 1, HISTOGRAM])
-        return greedy_disjoint(taught_by_better, distances.tolist(), k)
+        contexts = np.array([pair.context for pair in candidates]).reshape(-1, 2, half)
+        distances = jensen_shannon(contexts[:, 0, HISTOGRAM], contexts[:, 1, HISTOGRAM])  # 0..1
+        better = np.array([_skill(source) >= _skill(receiver) for source, receiver in contexts])
+        return greedy_pairs(candidates, (distances + 2 * better).tolist(), k, self.max_students)
 
     def update(self, state: State, pair: Pair, reward: float) -> State:
         return state

@@ -14,17 +14,22 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Gt
 
-from peertune.matchmakers.base import Matchmaker, Pair, State, greedy_disjoint, with_predictions
+from peertune.matchmakers.base import Matchmaker, Pair, State, greedy_pairs, with_predictions
 
 CONTEXT_SIZE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class LinUCB(Matchmaker):
-    """The contextual bandit of the paper. `beta`: width of the bound. `ridge`: lambda, the weight of the prior."""
+    """The contextual bandit of the paper. `beta`: width of the bound. `ridge`: lambda, the weight of the prior.
+
+    `max_students`: receivers of one source; with 1, all pairs are disjoint. Of several protocols of a pair, which it
+    cannot tell apart, it takes the first.
+    """
 
     beta: Annotated[float, Ge(0)] = 1.0
     ridge: Annotated[float, Gt(0)] = 1.0
+    max_students: Annotated[int, Ge(1)] = 1
 
     def init(self, seed: int) -> State:
         return {
@@ -40,7 +45,7 @@ class LinUCB(Matchmaker):
         predicted = contexts @ (state["inverse"] @ state["moment"])
         variance = np.einsum("pd,pd->p", contexts @ state["inverse"], contexts)
         scores = predicted + self.beta * np.sqrt(np.maximum(variance, 0.0))
-        chosen = greedy_disjoint(candidates, scores.tolist(), k)
+        chosen = greedy_pairs(candidates, scores.tolist(), k, self.max_students)
         rewards = self._destandardise(state, predicted)
         return with_predictions(chosen, dict(zip(candidates, rewards, strict=True)))
 

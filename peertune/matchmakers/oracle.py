@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from peertune.matchmakers.base import Matchmaker, Pair, State, greedy_disjoint, with_predictions
+from peertune.matchmakers.base import Matchmaker, Pair, State, greedy_pairs, with_predictions
 from peertune.matchmakers.matching import best_disjoint
 
 
@@ -27,7 +27,7 @@ class Oracle(Matchmaker):
         useful = [pair for pair in candidates if self.gains[pair.source, pair.receiver] > 0]
         gains = {pair: self.gains[pair.source, pair.receiver] for pair in useful}
         if not self.exact:
-            return with_predictions(greedy_disjoint(useful, list(gains.values()), k), gains)
+            return with_predictions(greedy_pairs(useful, list(gains.values()), k), gains)
         names = list({name: None for pair in useful for name in (pair.source, pair.receiver)})
         place = {name: index for index, name in enumerate(names)}
         weights = np.full((len(names), len(names)), -np.inf)

@@ -9,7 +9,7 @@ is estimated from the residual. Old evidence fades, because gains are used up. d
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -71,12 +71,16 @@ class Pairwise(Matchmaker):
         if state["clock"][0] < len(names):  # too little is known to leave anybody out
             scores = scores - scores.min() + 1.0
         weights = np.full((len(state["agents"]),) * 2, -np.inf)
-        weights[sources, receivers] = scores
+        np.maximum.at(weights, (sources, receivers), scores)
         chosen = self._best(self._with_precedence(state, weights, k, len(names)), k)
-        index = {(int(s), int(r)): place for place, (s, r) in enumerate(zip(sources, receivers, strict=True))}
+        order = np.argsort(scores, kind="stable").tolist()  # of a pair's protocols the best comes last and stays
+        index = {(int(sources[place]), int(receivers[place])): place for place in order}
         predicted = level + spread * _scores(mean, features, sources, receivers)
         known = state["clock"][0] > 0
-        return [_predicting(candidates[index[pair]], predicted[index[pair]] if known else math.nan) for pair in chosen]
+        return [
+            replace(candidates[index[pair]], predicted=float(predicted[index[pair]]) if known else math.nan)
+            for pair in chosen
+        ]
 
     def update(self, state: State, pair: Pair, reward: float) -> State:
         identities = [_identity(pair.source), _identity(pair.receiver)]
@@ -171,7 +175,3 @@ def _features(state: State, contexts: np.ndarray, sources: np.ndarray, receivers
 def _scores(theta: np.ndarray, features: np.ndarray, sources: np.ndarray, receivers: np.ndarray) -> np.ndarray:
     sides = theta[_FEATURES:].reshape(-1, 2)
     return features @ theta[:_FEATURES] + sides[sources, 0] + sides[receivers, 1]
-
-
-def _predicting(pair: Pair, value: float) -> Pair:
-    return Pair(pair.source, pair.receiver, pair.context, float(value))

@@ -3,19 +3,26 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge
 
-from peertune.matchmakers.base import Matchmaker, Pair, State, greedy_disjoint
+from peertune.matchmakers.base import Matchmaker, Pair, State, greedy_pairs
 
 
 @dataclass(frozen=True, slots=True)
 class Uniform(Matchmaker):
-    """Disjoint directed pairs, drawn uniformly anew in every round.
+    """Random directed pairs, drawn anew in every round.
 
-    The draw is a function of the seed and of this round's contexts, which change from round to round: no state is
-    needed.
+    Directed pairs are taken in a random order, those that no longer fit are skipped. If every pair is a candidate,
+    each set of disjoint pairs is equally likely, and so is each assignment once `max_students` does not bind; between
+    the two, agents are alike but assignments are not exactly. Among several protocols of a pair one is drawn. The draw
+    is a function of the seed and of this round's contexts, which change from round to round: no state is needed.
+    `max_students`: receivers of one source; with 1, all pairs are disjoint.
     """
+
+    max_students: Annotated[int, Ge(1)] = 1
 
     def init(self, seed: int) -> State:
         return {"seed": np.array([seed])}
@@ -25,7 +32,11 @@ class Uniform(Matchmaker):
         for pair in candidates:
             digest = zlib.crc32(pair.context.tobytes(), digest)
         random = np.random.default_rng([int(state["seed"][0]), digest])
-        return greedy_disjoint(candidates, random.random(len(candidates)).tolist(), k)
+        protocols: dict[tuple[str, str], list[Pair]] = {}
+        for pair in candidates:
+            protocols.setdefault((pair.source, pair.receiver), []).append(pair)
+        drawn = [some[random.integers(len(some))] for some in protocols.values()]
+        return greedy_pairs(drawn, random.random(len(drawn)).tolist(), k, self.max_students)
 
     def update(self, state: State, pair: Pair, reward: float) -> State:
         return state
