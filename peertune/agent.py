@@ -6,10 +6,10 @@ The maths is in `lm`; an agent decides what is trained on what, remembers what i
 state.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,36 +20,41 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from peertune.checkpoint import Blobs
-from peertune.errors import AgentError, PayloadError
+from peertune.drafts import Draft, Lesson, PublicProblems, add_lesson, confidence_threshold, surprise
+from peertune.errors import PayloadError
 from peertune.evaluate import codebleu
+from peertune.learner import Learner, change, mean_loss
 from peertune.ledger import COORDINATOR
-from peertune.lm.batches import batch_at, batches
-from peertune.lm.encode import Row, encode
-from peertune.lm.generate import Sampling, generate
+from peertune.lm.batches import batches
+from peertune.lm.encode import Row
 from peertune.lm.model import LanguageModel
-from peertune.lm.score import losses
-from peertune.lm.settings import TrainingSettings
-from peertune.lm.train import Trainer, TrainingDiverged
-from peertune.payloads import Gain, Number, Payload, Profile, Receipt, Scores, Texts, Weights
+from peertune.lm.settings import Sampling, TrainingSettings
+from peertune.lm.train import TrainingDiverged
+from peertune.payloads import Claims, Gain, Number, Payload, Picks, Profile, Receipt, Scores, Texts, Verdicts, Weights
 from peertune.profiles import AgentRecord, build_profile
 from peertune.tasks.base import Example, Task
 
 Verb = TypeVar("Verb", bound=Callable[..., Payload | None])
-VERBS: dict[str, Callable[..., Payload | None]] = {}
+VERBS: set[str] = set()
 
 
 def verb(function: Verb) -> Verb:
     """Mark a method as callable from outside."""
-    VERBS[function.__name__] = function
+    VERBS.add(function.__name__)
     return function
 
 
 @dataclass(frozen=True, slots=True)
 class AgentData:
-    """What an agent trains and is measured on; `train` and `validation` never leave it."""
+    """What an agent trains and is measured on; `train` and `validation` never leave it.
+
+    Everybody holds the same `transfer` and `probe` problems. Public problems are numbered: transfer first, then probe.
+    """
 
     train: Sequence[Example]
     validation: Sequence[Example]
+    transfer: Sequence[Example]
+    probe: Sequence[Example]
     test: Sequence[Example]
     task: Task
 
@@ -77,12 +82,17 @@ class Agent:
         self.name = settings.name
         self._settings, self._lm, self._data = settings, lm, data
         self._release = settings.release
-        self._trainer = Trainer(lm, self.name, settings.training)
+        self._learner = Learner(self.name, settings.seed, lm, settings.training)
         self._train = self._encode_examples(data.train)
         self._validation = self._encode_examples(data.validation)
+        self._probe = self._encode_examples(data.probe)
         self._test = self._encode_examples(data.test)
+        self._public = PublicProblems(data.task, data.transfer, data.probe)
         self._record = record
         self._blobs = Blobs(settings.folder / "checkpoints")
+        self._drafts: dict[int, Draft] = {}
+        self._threshold = 0.0  # of the drafts' surprise
+        self._pulled = 0  # bytes of text since the last lesson
         self._metrics: list[tuple[str, float]] = []
 
     @property
@@ -98,7 +108,7 @@ class Agent:
         """Run the verb of that name. Raises `PayloadError` if the agent has no such verb."""
         if verb not in VERBS:
             raise PayloadError(f"agents have no verb {verb[:40]!r}")
-        return VERBS[verb](self, *(arg.value if isinstance(arg, Number) else arg for arg in args))
+        return getattr(self, verb)(*(arg.value if isinstance(arg, Number) else arg for arg in args))
 
     def may_pull(self, kind: str, caller: str) -> bool:
         """May `caller` have this agent's payloads of `kind`?"""
@@ -110,6 +120,9 @@ class Agent:
     def take_metrics(self) -> list[tuple[str, float]]:
         """Numbers noted since the last call, by name."""
         metrics, self._metrics = self._metrics, []
+        if self._learner.flops:
+            metrics.append(("flops", self._learner.flops))
+            self._learner.flops = 0.0
         return metrics
 
     def log_path(self) -> Path:
@@ -121,46 +134,89 @@ class Agent:
         if steps == 0:
             return
         with self._undone_if_failing():
-            loss = self._mean(self._step([(self._own_batch(), 1.0)]) for _ in range(steps))
-            self._mean_loss(self._validation[: self._settings.training.batch_size])  # the last step may have diverged
+            loss = float(np.mean([self._learner.step([(self._own_batch(), 1.0)], self._record) for _ in range(steps)]))
+            self._learner.losses(self._validation[: self._settings.training.batch_size])  # the last step may diverge
         self._record.trained(loss)
         self._metrics.append(("train_loss", loss))
 
     @verb
-    def learn(self, prompts: Texts, answers: Texts, kd_weight: float, steps: int) -> Gain:
-        """KNEXA-FL Eq. 2: (1 - w) * own cross-entropy + w * cross-entropy of the teacher's text, mixed in every
-        step.
+    def draft(self, which: Picks, temperature: float, confident: int, tested: int) -> Claims:
+        """Answer public problems at home, greedily at temperature 0, and say which of the texts others may have.
+
+        `confident`: withhold what the agent itself finds too improbable, by a threshold learnt on public answers.
+        `tested`: run the public tests; withhold what fails, and learn from what passes.
         """
-        rows = self._encode_answers(prompts, answers)
-        before = self._validation_loss()
-        taught = batches(rows, self._settings.training.batch_size, self._seed("exchange", self._record.received))
-        with self._undone_if_failing():
-            loss = self._mean(
-                self._step([(self._own_batch(), 1.0 - kd_weight), (next(taught), kd_weight)]) for _ in range(steps)
-            )
-            after = self._validation_loss()
-        gain = Gain(before, after, sum(len(text.encode()) for text in answers.items) / 1000)
-        self._record.learned(gain)
-        self._metrics.append(("exchange_loss", loss))
-        return gain
+        self._record.given += 1
+        problems = self._public.of(which)
+        self._drafts = dict(zip(which.items, self._write(problems, temperature, bool(tested)), strict=True))
+        self._threshold = self._calibrate() if confident else float("inf")
+        for problem, draft in self._drafts.items():
+            if draft.verified and self._public.teaches(problem):
+                add_lesson(self._record.lessons, problem, Lesson(draft.text, verified=True))
+        lessons, drafts = self._record.lessons, self._drafts.values()
+        return Claims(
+            surprise=tuple(draft.surprise for draft in drafts),
+            offered=tuple(int(draft.offered(self._threshold)) for draft in drafts),
+            settled=tuple(int(problem in lessons and lessons[problem].verified) for problem in which.items),
+        )
 
     @verb
-    def answer(self, prompts: Texts, temperature: float) -> Texts:
-        """Complete every prompt; greedy at temperature 0."""
-        self._record.given += 1
-        seed = self._seed("answer", self._record.given)
-        texts = self._generate(prompts.items, temperature, seed)
-        return Texts(tuple(self._data.task.clean(text) for text in texts))
+    def share(self, which: Picks) -> Texts:
+        """The drafts of these problems; empty where there is none or it is withheld."""
+        drafts = [self._drafts.get(problem) for problem in which.items]
+        return Texts(tuple(draft.text if draft and draft.offered(self._threshold) else "" for draft in drafts))
+
+    @verb
+    def accept(self, which: Picks, texts: Texts, tested: int) -> Verdicts:
+        """Keep texts to learn from. `tested`: run the public tests first, where there are some, and drop what fails."""
+        self._pulled += sum(len(text.encode()) for text in texts.items)
+        verified = self._public.verify(self._public.of(which, texts), texts.items, bool(tested))
+        useful = [
+            bool(text.strip()) and passed is not False for text, passed in zip(texts.items, verified, strict=True)
+        ]
+        for problem, text, passed, use in zip(which.items, texts.items, verified, useful, strict=True):
+            if use and self._public.teaches(problem):
+                add_lesson(self._record.lessons, problem, Lesson(text, verified=bool(passed)))
+        return Verdicts(tuple(map(int, useful)))
+
+    @verb
+    def inspect(self, which: Picks, texts: Texts) -> Verdicts:
+        """Grade texts for public problems whose answers are known; keep nothing."""
+        grades = self._data.task.grade(self._public.of(which, texts), texts.items)
+        return Verdicts(tuple(int(grade == 1.0) for grade in grades))
+
+    @verb
+    def learn(self, kd_weight: float, steps: int, tolerance: float, keep: int) -> Gain:
+        """KNEXA-FL Eq. 2: (1 - w) * own cross-entropy + w * cross-entropy of the accepted texts, mixed in every step.
+
+        With few texts their part of the batch, and w, are smaller. If the private validation loss rises by more than
+        `tolerance` (nats a token), the agent goes back to where it was. `keep`: remember the texts for later lessons.
+        """
+        rows = self._lesson_rows()
+        own, probe = self._learner.losses(self._validation), self._learner.losses(self._probe)
+        with self._undone_if_failing() as start:
+            loss = self._train_mixed(rows, kd_weight, steps)
+            private = change(own, self._learner.losses(self._validation))
+            public = change(probe, self._learner.losses(self._probe)) if self._probe else None
+        kept = private.after <= private.before + tolerance
+        if not kept:
+            self._learner.trainer.load_state(start)
+        gain = Gain(private, public, self._pulled / 1000, kept)
+        self._pulled = 0
+        self._record.learned(gain)
+        if not keep:
+            self._record.lessons.clear()
+        self._metrics += [("exchange_loss", loss), ("exchange_updates", float(steps))]
+        return gain
 
     @verb
     def profile(self) -> Profile:
         """Measure the agent on its validation data and describe it in 32 numbers."""
-        texts = self._complete(self._data.validation, 0.0, seed=0)
-        grades = self._data.task.grade(self._data.validation, texts)
-        loss = self._validation_loss()
-        self._metrics.append(("validation_loss", loss))
-        self._metrics.append(("validation_score", float(np.mean(grades))))
-        return build_profile(self._record, loss, float(np.mean(grades)))
+        texts = self._learner.complete(self._data.validation, self._sampling(0.0, 0))
+        score = float(np.mean(self._data.task.grade(self._data.validation, texts)))
+        loss = mean_loss(self._learner.losses(self._validation))
+        self._metrics += [("validation_loss", loss), ("validation_score", score)]
+        return build_profile(self._record, loss, score)
 
     @verb
     def grade(self, samples: int, temperature: float) -> Scores:
@@ -169,13 +225,15 @@ class Agent:
         correct = np.zeros(len(test))
         texts: list[str] = []
         for sample in range(samples):
-            texts = self._complete(test, temperature, self._seed("grade", sample))
+            texts = self._learner.complete(test, self._sampling(temperature, self._learner.seed("grade", sample)))
             correct += self._data.task.grade(test, texts)
-        metrics = {"validation_loss": self._validation_loss(), "test_loss": self._mean_loss(self._test)}
+        metrics = {
+            "validation_loss": mean_loss(self._learner.losses(self._validation)),
+            "test_loss": mean_loss(self._learner.losses(self._test)),
+        }
         if self._settings.codebleu:
-            metrics["codebleu"] = codebleu(
-                [example.completion for example in test], [self._data.task.clean(text) for text in texts]
-            )
+            references = [example.completion for example in test]
+            metrics["codebleu"] = codebleu(references, [self._data.task.clean(text) for text in texts])
         return Scores(tuple(float(count) for count in correct), samples, metrics)
 
     @verb
@@ -195,7 +253,7 @@ class Agent:
     def checkpoint(self, keep: Texts) -> Receipt:
         """Store adapter, optimiser, cursor and history on the agent's own disk."""
         memory = torch.frombuffer(bytearray(msgspec.msgpack.encode(self._record)), dtype=torch.uint8)
-        digest = self._blobs.put(save_safetensors({**self._trainer.state(), "record": memory}))
+        digest = self._blobs.put(save_safetensors({**self._learner.trainer.state(), "record": memory}))
         self._blobs.keep({digest, *keep.items})
         return Receipt(digest)
 
@@ -204,79 +262,63 @@ class Agent:
         """Return to a stored state. Raises `StorageError` if it is missing or damaged."""
         tensors = load_safetensors(self._blobs.get(receipt.digest))
         self._record = msgspec.msgpack.decode(tensors.pop("record").numpy().tobytes(), type=AgentRecord)
-        self._trainer.load_state(tensors)
+        self._learner.trainer.load_state(tensors)
+        self._drafts, self._pulled = {}, 0
 
-    # Training: batches are drawn without replacement, epoch after epoch, from the agent's own seed.
-
-    def _step(self, groups: list[tuple[Sequence[Row], float]]) -> float:
-        self._record.steps += 1
-        return self._trainer.step(groups, self._seed("step", self._record.steps))
+    # Training.
 
     def _own_batch(self) -> list[Row]:
-        size, start = self._settings.training.batch_size, self._record.cursor
-        self._record.cursor += size
-        return batch_at(self._train, start, size, lambda epoch: self._seed("epoch", epoch))
+        return self._learner.own_batch(self._train, self._record)
+
+    def _lesson_rows(self) -> list[Row]:
+        """The accepted texts as rows; how many of them are right is noted, where that is known."""
+        lessons = self._record.lessons
+        if (accuracy := self._public.accuracy(lessons)) is not None:
+            self._metrics.append(("text_accuracy", accuracy))
+        problems = self._public.numbered(sorted(lessons))
+        return [self._learner.encode(problem.prompt, lessons[at].text) for at, problem in problems.items()]
+
+    def _train_mixed(self, rows: Sequence[Row], kd_weight: float, steps: int) -> float:
+        """`steps` on own rows and, as far as there are any, on these; the mean loss."""
+        size = self._learner.taught_rows(len(rows), steps)
+        weight = kd_weight * self._learner.share_of_batch(size)
+        endless = batches(rows, size, self._learner.seed("exchange", self._record.received)) if rows else iter(())
+        taught = [*islice(endless, steps)] or [[]] * steps
+        groups = ([(self._own_batch(), 1.0 - weight), (batch, weight)] for batch in taught)
+        return float(np.mean([self._learner.step(group, self._record) for group in groups]))
 
     @contextmanager
-    def _undone_if_failing(self) -> Iterator[None]:
+    def _undone_if_failing(self) -> Iterator[dict[str, torch.Tensor]]:
         """Whatever stops a training verb half-way undoes the whole of it: the agent goes on from where it was."""
-        state, record = self._trainer.state(), msgspec.structs.replace(self._record)
+        state, record = self._learner.trainer.state(), msgspec.msgpack.encode(self._record)
         try:
-            yield
+            yield state
         except Exception as error:
-            self._trainer.load_state(state)
-            self._record = record
+            self._learner.trainer.load_state(state)
+            self._record = msgspec.msgpack.decode(record, type=AgentRecord)
             if isinstance(error, TrainingDiverged):
                 raise TrainingDiverged(f"{error} The agent was put back to where it was.") from None
             raise
 
-    def _seed(self, purpose: str, number: int) -> int:
-        """A seed that depends on nothing but the run's seed, the agent, the purpose and a count."""
-        words = [self._settings.seed, *self.name.encode(), *purpose.encode(), number]
-        return int(np.random.SeedSequence(words).generate_state(1)[0])
+    # Texts for public problems.
 
-    # Measuring and completing.
+    def _write(self, problems: Sequence[Example], temperature: float, tested: bool) -> list[Draft]:
+        sampling = self._sampling(temperature, self._learner.seed("draft", self._record.given))
+        texts = [self._data.task.clean(text) for text in self._learner.complete(problems, sampling)]
+        rows = [self._learner.encode(problem.prompt, text) for problem, text in zip(problems, texts, strict=True)]
+        surprises = [surprise(nats, tokens) for nats, tokens in self._learner.losses(rows)]
+        verified = self._public.verify(problems, texts, tested)
+        return [Draft(*each) for each in zip(texts, surprises, verified, strict=True)]
 
-    def _complete(self, examples: Sequence[Example], temperature: float, seed: int) -> list[str]:
-        """One completion an example; rendered chats and plain prompts are generated apart."""
-        texts = [""] * len(examples)
-        for chat in (False, True):
-            chosen = [index for index, example in enumerate(examples) if example.chat is chat]
-            prompts = [examples[index].prompt for index in chosen]
-            for index, text in zip(chosen, self._generate(prompts, temperature, seed, chat), strict=True):
-                texts[index] = text
-        return texts
+    def _calibrate(self) -> float:
+        """Where right and wrong texts part, on the public probe, or without one on the agent's validation data."""
+        known = self._data.probe or self._data.validation
+        drafts = self._write(known, 0.0, tested=False)
+        right = self._data.task.grade(known, [draft.text for draft in drafts])
+        return confidence_threshold(np.array([draft.surprise for draft in drafts]), np.array(right) == 1.0)
 
-    def _generate(self, prompts: Sequence[str], temperature: float, seed: int, chat: bool = False) -> list[str]:
-        sampling = Sampling(max_new_tokens=self._settings.max_new_tokens, temperature=temperature, seed=seed)
-        return generate(self._lm, self.name, prompts, sampling, template=chat)
+    def _sampling(self, temperature: float, seed: int) -> Sampling:
+        return Sampling(max_new_tokens=self._settings.max_new_tokens, temperature=temperature, seed=seed)
 
     def _encode_examples(self, examples: Sequence[Example]) -> list[Row]:
-        return [self._encode(example.prompt, example.completion, example.chat) for example in examples]
-
-    def _encode(self, prompt: str, completion: str, chat: bool = False) -> Row:
-        return encode(self._lm.tokenizer, prompt, completion, self._settings.training.max_length, chat)
-
-    def _encode_answers(self, prompts: Texts, answers: Texts) -> list[Row]:
-        if len(prompts.items) != len(answers.items):
-            raise PayloadError(f"{len(prompts.items)} prompts were answered with {len(answers.items)} texts")
-        pairs = zip(prompts.items, answers.items, strict=True)
-        rows = [self._encode(prompt, answer) for prompt, answer in pairs if answer.strip()]
-        if not rows:
-            raise AgentError(self.name, "learn", "every answer it was given is empty")
-        return rows
-
-    def _validation_loss(self) -> float:
-        return self._mean_loss(self._validation)
-
-    def _mean_loss(self, rows: Sequence[Row]) -> float:
-        """Nats a token. Raises `TrainingDiverged` if that is not a number."""
-        pairs = losses(self._lm, self.name, rows)
-        loss = math.fsum(nats for nats, _ in pairs) / sum(tokens for _, tokens in pairs)
-        if not math.isfinite(loss):
-            raise TrainingDiverged(f"expected a finite loss on held-out data, found {loss:g}; lower learning_rate.")
-        return loss
-
-    def _mean(self, values: Iterator[float]) -> float:
-        collected = list(values)
-        return math.fsum(collected) / max(1, len(collected))
+        return [self._learner.encode(example.prompt, example.completion, example.chat) for example in examples]

@@ -22,6 +22,7 @@ from peertune.config.schema import (
 )
 from peertune.engines.base import Resident
 from peertune.errors import ConfigError
+from peertune.faults import Liar, shuffled
 from peertune.lm.encode import render_example
 from peertune.lm.model import LanguageModel
 from peertune.lm.settings import AdapterSettings, TrainingSettings
@@ -55,7 +56,7 @@ def build_agents(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], lis
     sandbox = Sandbox(allow_unsafe=config.sandbox == "unsafe") if config.task.type in CODE_TASKS else None
     task = make_task(config.task, config.seed, sandbox)
     private = _private_data(config, task)
-    transfer, test = transfer_examples(config), task.examples("test")
+    (transfer, probe), test = public_examples(config), task.examples("test")
     models: dict[str, LanguageModel] = {}
     agents: dict[str, Resident] = {}
     facts = []
@@ -66,14 +67,12 @@ def build_agents(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], lis
         models[agent_config.model] = lm
         train, validation = private.get(name) or _own_data(agent_config, lm, config.seed)
         source = f" ({agent_config.data.path})" if agent_config.data else ""
-        check_disjoint(f"agent {name}{source}", train=train, validation=validation, transfer=transfer, test=test)
-        agent = _agent(
-            config,
-            agent_config,
-            lm,
-            AgentData(train, validation, test, task),
-            Path(spec.folder) / "agents" / name,
-        )
+        splits = {"train": train, "validation": validation, "transfer": transfer, "probe": probe, "test": test}
+        check_disjoint(f"agent {name}{source}", **splits)
+        if agent_config.fault:
+            train, validation = shuffled(train, config.seed), shuffled(validation, config.seed)
+        data = AgentData(train, validation, transfer, probe, test, task)
+        agent = _agent(config, agent_config, lm, data, Path(spec.folder) / "agents" / name)
         agents[name] = agent
         isolation = sandbox.isolation if sandbox else ""
         facts.append(_facts(agent, agent_config, lm, train, validation, task) | {"isolation": isolation})
@@ -85,7 +84,7 @@ def make_task(config: TaskConfig, seed: int, sandbox: Sandbox | None) -> Task:
     match config:
         case CodeletsTask():
             sizes = {"train": config.train, "validation": config.validation, "transfer": config.transfer}
-            return Codelets(seed, **sizes, probe=0, test=config.test, sandbox=sandbox)
+            return Codelets(seed, **sizes, probe=config.probe, test=config.test, sandbox=sandbox)
         case MBPPTask():
             return MBPP(config.path, sandbox)
         case HumanEvalTask():
@@ -94,17 +93,15 @@ def make_task(config: TaskConfig, seed: int, sandbox: Sandbox | None) -> Task:
             return Records(test=config.test, transfer=config.transfer)
 
 
-def transfer_prompts(config: Config) -> tuple[str, ...]:
-    """The public prompts that agents answer for each other; none if the task has none."""
-    return tuple(example.prompt for example in transfer_examples(config))
-
-
-def transfer_examples(config: Config) -> list[Example]:
-    """The public problems behind the transfer prompts. Raises `ConfigError` if their file cannot be read."""
+def public_examples(config: Config) -> tuple[list[Example], list[Example]]:
+    """The problems that everybody holds: those to learn from each other's answers, and the probe, whose answers are
+    known. Raises `ConfigError` if their file cannot be read.
+    """
     task = config.task
     if isinstance(task, CodeletsTask):
-        return make_task(task, config.seed, None).examples("transfer")
-    return read_examples(task.transfer, completions=False) if task.transfer else []
+        made = make_task(task, config.seed, None)
+        return made.examples("transfer"), made.examples("probe")
+    return (read_examples(task.transfer, completions=False) if task.transfer else []), []
 
 
 def _private_data(config: Config, task: Task) -> dict[str, tuple[list[Example], list[Example]]]:
@@ -144,7 +141,7 @@ def _agent(config: Config, agent_config: AgentConfig, lm: LanguageModel, data: A
         codebleu=config.evaluation.codebleu,
         release=agent_config.release.model_dump(),
     )
-    return Agent(settings, lm, data, record)
+    return (Liar if agent_config.fault == "liar" else Agent)(settings, lm, data, record)
 
 
 def _training(section: Training, lm: LanguageModel) -> TrainingSettings:

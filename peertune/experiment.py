@@ -17,7 +17,7 @@ import numpy as np
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from peertune.assemble import Spec, transfer_prompts
+from peertune.assemble import Spec, public_examples
 from peertune.checkpoint import Blobs
 from peertune.config.schema import Config, MethodConfig
 from peertune.engines.base import Ref
@@ -28,11 +28,12 @@ from peertune.federation import Federation
 from peertune.identity import check_same, identity
 from peertune.ledger import Event, Ledger
 from peertune.machine import check_memory, machine, seating
-from peertune.matchmakers import MATCHMAKERS
+from peertune.matchmakers import MATCHMAKERS, ROUTERS
 from peertune.methods import METHODS, Budget, Method, Run
-from peertune.methods.base import State
+from peertune.methods.base import Public, State
 from peertune.payloads import Receipt, Texts
 from peertune.runs import LEDGER, create_run, existing_run, free_if_refused, locked, stored_config
+from peertune.tasks.base import Example
 
 START = "start"  # the arm of the warm start, which all others begin from
 BUILDER = "peertune.assemble:build_agents"
@@ -241,7 +242,7 @@ class Experiment:
         self._watch("agents", {"agents": facts})
         for each in facts:
             self.preview(each, previews[each["name"]])
-        body = identity(self.config, facts, self._prompts)
+        body = identity(self.config, facts, [example.prompt for split in self._public for example in split])
         if recorded := next(self._ledger.events("run"), None):
             check_same(self.folder.name, recorded.body, body)
         else:
@@ -253,15 +254,17 @@ class Experiment:
     # The parts.
 
     @cached_property
-    def _prompts(self) -> tuple[str, ...]:
-        return transfer_prompts(self.config)
+    def _public(self) -> tuple[list[Example], list[Example]]:
+        return public_examples(self.config)
 
     def _method(self, config: MethodConfig) -> Method:
         budget = Budget(self.config.budget.local_steps, self.config.budget.exchange_steps)
-        run = Run(self.config.rounds, self.config.seed, budget, self._prompts)
+        transfer, probe = (tuple(Public(each.category, bool(each.public)) for each in split) for split in self._public)
+        run = Run(self.config.rounds, self.config.seed, budget, transfer, probe)
         fields = {name: getattr(config, name) for name in type(config).model_fields if name != "type"}
-        if "matchmaker" in fields:
-            fields["matchmaker"] = MATCHMAKERS[config.matchmaker.type](**config.matchmaker.model_dump(exclude={"type"}))
+        for key, kinds in (("matchmaker", MATCHMAKERS), ("router", ROUTERS)):
+            if key in fields:
+                fields[key] = kinds[fields[key].type](**fields[key].model_dump(exclude={"type"}))
         return METHODS[config.type](run=run, **fields)
 
     @contextmanager

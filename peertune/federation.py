@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 from peertune.engines.base import Barrier, Engine, Entry, Ref, read_answer
 from peertune.errors import AgentError
 from peertune.ledger import COORDINATOR, EventKind
-from peertune.payloads import Number, Payload, Receipt, Texts, Weights, encode
+from peertune.payloads import Number, Payload, Picks, Receipt, Texts, Weights, encode
 
 Key = TypeVar("Key")
 Argument = Payload | Ref | int | float
+NEVER = 1e9  # nats a token: no loss rises by so much
 
 
 class AgentHandle:
@@ -32,15 +33,27 @@ class AgentHandle:
         """Answer: `Profile`."""
         return self._call("profile")
 
-    def answer(self, prompts: Texts | Ref, temperature: float = 0.0) -> Ref:
-        """Complete every prompt. Answer: `Texts`, one completion a prompt."""
-        return self._call("answer", prompts, temperature)
+    def draft(self, which: Picks, temperature: float = 0.0, confident: bool = False, tested: bool = False) -> Ref:
+        """Answer public problems at home, and keep the texts there. Answer: `Claims`, scalars only."""
+        return self._call("draft", which, temperature, int(confident), int(tested))
 
-    def learn(self, prompts: Texts | Ref, answers: Texts | Ref, kd_weight: float, steps: int) -> Ref:
-        """Train `steps` steps on own data, weighted 1 - `kd_weight`, and on `answers`, weighted `kd_weight`.
-        Answer: `Gain`.
+    def share(self, which: Picks) -> Ref:
+        """The texts that the agent drafted for these problems in this round. Answer: `Texts`."""
+        return self._call("share", which)
+
+    def accept(self, which: Picks, texts: Texts | Ref, tested: bool = False) -> Ref:
+        """Keep texts to learn from, after the public tests if `tested`. Answer: `Verdicts`."""
+        return self._call("accept", which, texts, int(tested))
+
+    def inspect(self, which: Picks, texts: Texts | Ref) -> Ref:
+        """Grade texts for public problems, and keep nothing. Answer: `Verdicts`."""
+        return self._call("inspect", which, texts)
+
+    def learn(self, kd_weight: float, steps: int, tolerance: float = NEVER, keep: bool = False) -> Ref:
+        """Train `steps` steps on own data, weighted 1 - `kd_weight`, and on the accepted texts, weighted `kd_weight`;
+        go back if the private validation loss rises by more than `tolerance`. Answer: `Gain`.
         """
-        return self._call("learn", prompts, answers, kd_weight, steps)
+        return self._call("learn", kd_weight, steps, tolerance, int(keep))
 
     def grade(self, samples: int = 1, temperature: float = 0.0) -> Ref:
         """Complete and grade the test problems. Answer: `Scores`. Changes nothing in the agent."""
@@ -86,6 +99,7 @@ class Federation:
         self._log: list[
             Entry | int
         ] = []  # an int stands for the rows of the call of that id, which arrive at the barrier
+        self.failed: set[str] = set()  # agents whose calls failed since the round began
         self.agents = [AgentHandle(self, name) for name in names]
         self._by_name = {agent.name: agent for agent in self.agents}
 
@@ -107,6 +121,7 @@ class Federation:
             try:
                 answers[key] = self.fetch(ref)
             except AgentError as error:
+                self.failed.add(error.agent)
                 self.record("failure", agent=error.agent, verb=error.verb, cause=error.cause)
         return answers
 
@@ -117,6 +132,7 @@ class Federation:
     def end_round(self) -> RoundLog:
         """Wait until every call has run, drop all Refs, and return what happened, in the order of the calls."""
         barrier: Barrier = self._engine.end_round()
+        self.failed.clear()
         rows = [
             row for entry in self._log for row in (barrier.rows.get(entry, []) if isinstance(entry, int) else [entry])
         ]

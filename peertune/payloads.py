@@ -29,6 +29,7 @@ PROFILE_LIMIT = 1e3
 Text = Annotated[str, Meta(max_length=1 << 16)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Size = Annotated[int, Meta(ge=0, le=MAX_BYTES)]
+Bit = Annotated[int, Meta(ge=0, le=1)]
 _DTYPES = {"F32": np.float32, "F16": np.float16}
 
 
@@ -70,18 +71,65 @@ class Profile(Payload, frozen=True):
         _finite("profile", self.values, PROFILE_LIMIT)
 
 
-class Gain(Payload, frozen=True):
-    """What one exchange brought its receiver: validation loss (nats a token) before and after, and kilobytes pulled."""
+class Picks(Payload, frozen=True):
+    """Which of the public problems: their numbers."""
 
-    kind: ClassVar[str] = "gain"
-    before: float
-    after: float
-    kilobytes: float
+    kind: ClassVar[str] = "picks"
+    max_bytes: ClassVar[int] = 1 << 20
+    items: Annotated[tuple[Annotated[int, Meta(ge=0, lt=1 << 16)], ...], Meta(max_length=1 << 16)]
+
+
+class Claims(Payload, frozen=True):
+    """What an agent says of the drafts it wrote at home, one number each for every problem it was asked.
+
+    `surprise`: how improbable its text is to itself, -mean log p, in thousandths of a nat a token. `offered`: 1 where
+    others may have the text. `settled`: 1 where it has a text that passes the public tests and needs no other.
+    """
+
+    kind: ClassVar[str] = "claims"
+    max_bytes: ClassVar[int] = 1 << 20
+    surprise: Annotated[tuple[Annotated[int, Meta(ge=0, lt=1 << 16)], ...], Meta(max_length=1 << 16)]
+    offered: Annotated[tuple[Bit, ...], Meta(max_length=1 << 16)]
+    settled: Annotated[tuple[Bit, ...], Meta(max_length=1 << 16)]
 
     def check(self) -> None:
-        _finite("gain", (self.before, self.after, self.kilobytes), 1e9)
-        if min(self.before, self.after, self.kilobytes) < 0:
-            raise PayloadError("a gain has a negative loss or a negative size")
+        if not len(self.surprise) == len(self.offered) == len(self.settled):
+            raise PayloadError("claims have three numbers for every problem")
+
+
+class Verdicts(Payload, frozen=True):
+    """What a receiver found out about texts that it pulled: 1 where one was of use, in the order of the picks."""
+
+    kind: ClassVar[str] = "verdicts"
+    max_bytes: ClassVar[int] = 1 << 20
+    passed: Annotated[tuple[Bit, ...], Meta(max_length=1 << 16)]
+
+
+class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A loss (nats a token) on the same items before and after; `error` is the standard error of the difference."""
+
+    before: float
+    after: float
+    error: float
+
+
+class Gain(Payload, frozen=True):
+    """What one exchange brought its receiver: the change of its private validation loss, and of its loss on the public
+    probe if there is one; kilobytes pulled; whether it kept what it learnt or went back.
+    """
+
+    kind: ClassVar[str] = "gain"
+    private: Change
+    probe: Change | None
+    kilobytes: float
+    kept: bool
+
+    def check(self) -> None:
+        changes = (self.private, self.probe) if self.probe else (self.private,)
+        numbers = [self.kilobytes, *(number for each in changes for number in (each.before, each.after, each.error))]
+        _finite("gain", numbers, 1e9)
+        if min(numbers) < 0:
+            raise PayloadError("a gain has a negative loss, error or size")
 
 
 class Scores(Payload, frozen=True):
@@ -122,7 +170,8 @@ class Weights(Payload, frozen=True):
 
 
 PAYLOADS: dict[str, type[Payload]] = {
-    payload.kind: payload for payload in (Number, Texts, Profile, Gain, Scores, Receipt, Weights)
+    payload.kind: payload
+    for payload in (Number, Texts, Picks, Claims, Verdicts, Profile, Gain, Scores, Receipt, Weights)
 }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
+from peertune.drafts import Lesson
 from peertune.payloads import PROFILE_SIZE, Gain, Profile
 
 STATIC, DYNAMIC, HISTOGRAM = slice(0, 8), slice(8, 20), slice(20, 32)
@@ -38,6 +39,7 @@ class AgentRecord(msgspec.Struct):
     last_gain: float = 0.0
     mean_gain: float = 0.0
     profiled: int = 0
+    lessons: dict[int, Lesson] = {}  # texts for public problems, by their number
 
     def trained(self, loss: float) -> None:
         """Note the mean loss (nats a token) of one local training."""
@@ -47,7 +49,7 @@ class AgentRecord(msgspec.Struct):
     def learned(self, gain: Gain) -> None:
         """Note what an exchange brought."""
         self.received += 1
-        self.last_gain = gain.before - gain.after
+        self.last_gain = gain.private.before - gain.private.after
         self.mean_gain += (self.last_gain - self.mean_gain) / self.received
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 RESERVED = {"coordinator", "server", "start"}  # names that the ledger gives to others
 CATEGORIES = {task.name: len(task.categories) for task in (Codelets, MBPP)}
 NEEDS = {"scores": "coordinator", "receipt": "coordinator"}  # what any method must be able to pull, and who pulls it
-KNEXA_NEEDS = {"texts": "agents", "profile": "coordinator", "gain": "coordinator"}
+KNEXA_NEEDS = {kind: "coordinator" for kind in ("profile", "claims", "verdicts", "gain")} | {"texts": "agents"}
 
 
 def check_combinations(config: "Config") -> None:
@@ -93,10 +93,10 @@ def _methods(config: "Config") -> None:
             raise ValueError(
                 f"{name}: knexa needs public prompts that agents answer for each other; set `task.transfer`"
             )
-        if method.max_pairs and method.max_pairs > len(config.agents) // 2:
+        most = len(config.agents) // (2 if method.matchmaker.max_students == 1 else 1)
+        if method.max_pairs and method.max_pairs > most:
             raise ValueError(
-                f"{name}: max_pairs is {method.max_pairs}, but {len(config.agents)} agents form "
-                f"{len(config.agents) // 2} pairs"
+                f"{name}: max_pairs is {method.max_pairs}, but {len(config.agents)} agents form {most} pairs"
             )
         if method.matchmaker.type == "hetero_greedy" and config.task.type == "mbpp" and not config.agents[0].data:
             raise ValueError(f"{name}: hetero_greedy compares categories, task 'mbpp' has one; use another matchmaker")

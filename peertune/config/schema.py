@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from peertune.config.section import Section, Typed, bare_name, one_of
-from peertune.matchmakers import MATCHMAKERS
+from peertune.matchmakers import MATCHMAKERS, ROUTERS
 from peertune.methods import METHODS
 from peertune.partition import PARTITIONS
 
@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 else:
     PartitionConfig = one_of(PARTITIONS)
     MatchmakerConfig = one_of(MATCHMAKERS)
-    MethodConfig = one_of(METHODS, run=(None, None), matchmaker=(MatchmakerConfig, {"type": "linucb"}))
+    RouterConfig = one_of(ROUTERS)
+    MethodConfig = one_of(
+        METHODS,
+        run=(None, None),
+        matchmaker=(MatchmakerConfig, {"type": "pairwise"}),
+        router=(RouterConfig, {"type": "beta"}),
+    )
 
 
 class CodeletsTask(Typed):
@@ -36,6 +42,7 @@ class CodeletsTask(Typed):
     train: PositiveInt = 480
     validation: PositiveInt = 96
     transfer: Count = 96
+    probe: Count = 48
     test: PositiveInt = 96
     partition: PartitionConfig = {"type": "dirichlet"}
 
@@ -107,6 +114,8 @@ class Release(Section):
 
     texts: Who = "agents"
     profile: Who = "coordinator"
+    claims: Who = "coordinator"
+    verdicts: Who = "coordinator"
     gain: Who = "coordinator"
     scores: Who = "coordinator"
     receipt: Who = "coordinator"
@@ -115,11 +124,16 @@ class Release(Section):
 
 
 class AgentConfig(Section):
-    """One agent. `model`: bundled/NAME, a local folder, or a hub id (safetensors only)."""
+    """One agent. `model`: bundled/NAME, a local folder, or a hub id (safetensors only).
+
+    `fault`, for studies of what bad agents do to others: `useless` learns from shuffled answers; so does `liar`, which
+    hands out wrong texts and claims to be certain of them.
+    """
 
     model: str
     name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")] | None = None
     data: Data | None = None
+    fault: Literal["useless", "liar"] | None = None
     adapter: Adapter | None = None
     release: Release = Release()
 

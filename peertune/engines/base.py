@@ -17,7 +17,20 @@ import msgspec
 
 from peertune.errors import AgentError, PayloadError, PeertuneError
 from peertune.ledger import COORDINATOR, EventKind
-from peertune.payloads import Gain, Payload, Profile, Receipt, Scores, Texts, Weights, decode, encode, kind_of
+from peertune.payloads import (
+    Claims,
+    Gain,
+    Payload,
+    Profile,
+    Receipt,
+    Scores,
+    Texts,
+    Verdicts,
+    Weights,
+    decode,
+    encode,
+    kind_of,
+)
 
 
 class Ref(msgspec.Struct, frozen=True):
@@ -28,14 +41,21 @@ class Ref(msgspec.Struct, frozen=True):
     verb: str
 
 
-METRICS = ("train_loss", "exchange_loss", "validation_loss", "validation_score")  # nats a token; a share of 1
+METRICS = (
+    *("train_loss", "exchange_loss", "validation_loss"),  # nats a token
+    *("validation_score", "text_accuracy"),  # a share of 1
+    *("exchange_updates", "flops"),  # counts of the call
+)
 Fields = tuple[str, str, str, str]  # of an AgentError: agent, verb, cause, code
 
 # what each verb answers; None: nothing
 ANSWERS: dict[str, type[Payload] | None] = {
     "fit": None,
     "profile": Profile,
-    "answer": Texts,
+    "draft": Claims,
+    "share": Texts,
+    "accept": Verdicts,
+    "inspect": Verdicts,
     "learn": Gain,
     "grade": Scores,
     "adapter": Weights,

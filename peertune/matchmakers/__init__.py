@@ -8,6 +8,7 @@ from peertune.matchmakers.hetero_greedy import HeteroGreedy
 from peertune.matchmakers.linucb import LinUCB
 from peertune.matchmakers.pairwise import Pairwise
 from peertune.matchmakers.round_robin import RoundRobin
+from peertune.matchmakers.router import Router
 from peertune.matchmakers.uniform import Uniform
 
 MATCHMAKERS: dict[str, type[Matchmaker]] = {
@@ -18,14 +19,18 @@ MATCHMAKERS: dict[str, type[Matchmaker]] = {
     "hetero_greedy": HeteroGreedy,
 }
 
+ROUTERS: dict[str, type[Router]] = {"beta": Router}
+
 __all__ = [
     "MATCHMAKERS",
+    "ROUTERS",
     "HeteroGreedy",
     "LinUCB",
     "Matchmaker",
     "Pair",
     "Pairwise",
     "RoundRobin",
+    "Router",
     "Uniform",
     "directed_pairs",
 ]

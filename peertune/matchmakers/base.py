@@ -1,8 +1,9 @@
 """What a pairing policy is."""
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,6 +46,23 @@ class Matchmaker(ABC):
     @abstractmethod
     def update(self, state: State, pair: Pair, reward: float) -> State:
         """The state after `pair`, which `match` had returned, earned `reward`."""
+
+    def update_all(self, state: State, exchanges: Iterable[tuple[Pair, float]]) -> State:
+        """The state after all these exchanges, in order: what a large federation needs once a round."""
+        for pair, reward in exchanges:
+            state = self.update(state, pair, reward)
+        return state
+
+    def gained(self, state: State) -> np.ndarray:
+        """Pairs that gained before and are worth another look, as `identity` of source and receiver: int64 [pairs, 2].
+        None by default.
+        """
+        return np.zeros((0, 2), dtype=np.int64)
+
+
+def identity(name: str) -> int:
+    """What a state keeps of an agent's name: 63 bits, so that even 100 000 names are all different."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def directed_pairs(

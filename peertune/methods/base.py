@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from peertune.federation import Federation
-from peertune.payloads import Texts
 
 State = Mapping[str, np.ndarray]
 
@@ -24,17 +23,26 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class Public:
+    """What is known to all of one public problem: its category, and whether there are tests that anybody may run."""
+
+    category: str
+    tested: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
-    """What the run gives to every method: its length, seed, budget and the public prompts (the paper's X_u)."""
+    """What the run gives to every method: its length, seed, budget, and the public problems that all agents hold.
+
+    `transfer`: to learn from each other's answers (the paper's X_u). `probe`: to measure with; answers are known.
+    Problems are numbered, those of `transfer` first.
+    """
 
     rounds: int
     seed: int
     budget: Budget
-    transfer: tuple[str, ...]
-
-    def prompts(self) -> Texts:
-        """The public prompts as a payload."""
-        return Texts(self.transfer)
+    transfer: tuple[Public, ...]
+    probe: tuple[Public, ...] = ()
 
 
 class Method(ABC):

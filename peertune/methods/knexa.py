@@ -1,88 +1,147 @@
 """KNEXA-FL, Alg. 1: who should learn from whom is itself learned, by a matchmaker that never sees a model.
 
-Phase 1, local fine-tuning and profiles; phase 2, directed disjoint pairs; phase 3, the receiver distils the
-source's text, which travels source -> receiver (Eq. 2); phase 4, the receiver's measured gain rewards the pair (Eq. 3).
-The coordinator receives profiles and gains, nothing else. docs/methods.md lists where this departs from the paper.
+Phase 1, local fine-tuning; phase 2, who learns what from whom; phase 3, the receiver distils the sources' texts, which
+travel source -> receiver (Eq. 2); phase 4, what the receivers found out teaches the matchmaker (Eq. 3).
+`route: set` is the paper's: one source for all prompts, pairs by profile. `route: prompt` chooses a source for every
+prompt, from scalars. The coordinator receives numbers, never a text. docs/methods.md lists where this departs from
+the paper, and with what effect.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt
 
-from peertune.errors import MethodError
-from peertune.federation import Federation, Ref
+from peertune.federation import Federation
 from peertune.matchmakers import Matchmaker, Pair, directed_pairs
-from peertune.methods.base import Method, Run, State
-from peertune.payloads import Gain, Texts
+from peertune.matchmakers.router import Router
+from peertune.methods.base import State
+from peertune.methods.evidence import Evidence
+from peertune.methods.routing import audits, book, orders, rankings, read_board
+from peertune.methods.texts import Order, Pulled, TextMethod
+from peertune.payloads import Claims, Gain
 
-Fraction = Annotated[float, Ge(0), Le(1)]
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knexa(TextMethod):
+    """Agents learn from each other's text, matched by what is learned from their gains.
 
-@dataclass(frozen=True, slots=True)
-class Knexa(Method):
-    """Agents learn from each other's text, paired by a learned matchmaker.
-
-    `kd_weight`: alpha of Eq. 2, rising linearly from the first number to the second over the run. `gain_weight` and
-    `byte_weight`: gamma (1 / nat) and delta (1 / kB) of Eq. 3. `temperature`: of the source's decoding. `max_pairs`:
-    K_p, half the agents by default.
+    `route`: a source for every prompt (`router` decides), or one for all prompts of a pair (`matchmaker` decides).
+    `reward`: of a pair, by Eq. 3 on the receiver's private validation loss or on its loss on the public probe (private
+    where there is no probe). `gain_weight` and `byte_weight`: gamma (1 / nat) and delta (1 / kB) of Eq. 3. `max_pairs`:
+    K_p, half the agents by default. `retries`: further sources that a receiver asks when a text fails the tests.
+    `audit`: public probe problems that are graded by a peer, in round 1 and wherever texts cannot be tested.
     """
 
-    run: Run
     matchmaker: Matchmaker
-    kd_weight: tuple[Fraction, Fraction] = (0.2, 0.5)
+    router: Router = Router()
+    route: Literal["prompt", "set"] = "prompt"
+    reward: Literal["private", "probe"] = "probe"
     gain_weight: Annotated[float, Gt(0)] = 1.0
     byte_weight: Annotated[float, Ge(0)] = 1e-3
-    temperature: Annotated[float, Ge(0), Le(10)] = 0.0
     max_pairs: Annotated[int, Gt(0)] | None = None
-
-    def check(self, agents: Sequence[Mapping[str, Any]]) -> None:
-        if len(agents) < 2:
-            raise MethodError(
-                f"knexa pairs agents and needs at least 2, found {len(agents)}; add agents or use `method: local`"
-            )
-        if not self.run.transfer:
-            raise MethodError(
-                "knexa needs public prompts that agents answer for each other; set `transfer` of the task"
-            )
+    retries: Annotated[int, Ge(0)] = 1
+    audit: Annotated[int, Ge(0)] = 24
 
     def init(self, fed: Federation) -> State:
-        return self.matchmaker.init(self.run.seed)
+        categories = len({problem.category for problem in (*self.run.transfer, *self.run.probe)})
+        return _joined(
+            matchmaker=self.matchmaker.init(self.run.seed),
+            router=self.router.init(len(fed.agents), categories, self.run.seed),
+            evidence=Evidence.init(len(fed.agents)),
+        )
 
     def round(self, state: State, fed: Federation, t: int) -> State:
-        prompts = self.run.prompts()
         for agent in fed.agents:
             agent.fit(self.run.budget.local_steps)
+        return self._by_prompt(state, fed, t) if self.route == "prompt" else self._by_pair(state, fed, t)
+
+    def _by_pair(self, state: State, fed: Federation, t: int) -> State:
+        """The paper's: one source for all prompts of a receiver."""
+        policy, evidence = _part(state, "matchmaker"), Evidence(_part(state, "evidence"), fed)
         profiles = fed.gather({agent.name: agent.profile() for agent in fed.agents})
-        pairs = self.matchmaker.match(state, directed_pairs(profiles), self.max_pairs or len(fed.agents) // 2)
-        gains = fed.gather({pair: self._exchange(fed, pair, prompts, t) for pair in pairs})
-        for pair, gain in gains.items():
-            reward = self.gain_weight * (gain.before - gain.after) - self.byte_weight * gain.kilobytes
-            state = self.matchmaker.update(state, pair, reward)
-            _record(fed, pair, gain, reward)
-        return state
+        claims = self.draft_all(fed, self.transfer())
+        there = {name: profile for name, profile in profiles.items() if name in claims}
+        pairs = self.matchmaker.match(policy, directed_pairs(there, evidence.trust()), self._most_pairs(fed))
+        wanted = {pair: Order(pair.source, pair.receiver, self._useful(claims, pair)) for pair in pairs}
+        pulled = self.pull(fed, list(wanted.values()))
+        gains = self.learn_all(fed, [pair.receiver for pair in pairs if wanted[pair] in pulled], t)
+        for pair in pairs:
+            if pair.receiver in gains:
+                reward = self._reward(gains[pair.receiver])
+                policy = self.matchmaker.update(policy, pair, reward)
+                _record(fed, {wanted[pair]: pulled[wanted[pair]]}, gains[pair.receiver], reward, pair.predicted)
+        evidence.note(wanted.values(), pulled, gains, fed.failed)
+        return {**state, **_joined(matchmaker=policy, evidence=evidence.state)}
 
-    def _exchange(self, fed: Federation, pair: Pair, prompts: Texts, t: int) -> Ref:
-        """Source answers, receiver learns: the text never passes the coordinator."""
-        answers = fed[pair.source].answer(prompts, self.temperature)
-        return fed[pair.receiver].learn(prompts, answers, self._kd_weight_at(t), self.run.budget.exchange_steps)
+    def _by_prompt(self, state: State, fed: Federation, t: int) -> State:
+        """A source for every prompt of every receiver."""
+        credit, evidence = self.router.next_round(_part(state, "router")), Evidence(_part(state, "evidence"), fed)
+        audited = self._audited(t)
+        asked = (*self.transfer(), *audited)
+        claims = self.draft_all(fed, asked)
+        board = read_board(self.run, [agent.name for agent in fed.agents], asked, claims, self.tested)
+        credit = book(self.router, credit, board, self.grade(fed, audits(board, audited, t)), known=True)
+        ranked, pulled = rankings(self.router, credit, board, list(claims)), {}
+        for attempt in range(1 + self.retries):
+            wanted = orders(board, ranked, pulled, attempt)
+            found = self.pull(fed, wanted)
+            credit = book(self.router, credit, board, found)
+            evidence.note(wanted, found, {}, fed.failed)
+            pulled |= found
+        for name, gain in self.learn_all(fed, claims, t).items():
+            mine = {order: passed for order, passed in pulled.items() if order.receiver == name}
+            _record(fed, mine, gain, self._reward(gain))
+        return {**state, **_joined(router=credit, evidence=evidence.state)}
 
-    def _kd_weight_at(self, t: int) -> float:
-        first, last = self.kd_weight
-        return first + (last - first) * (t - 1) / max(1, self.run.rounds - 1)
+    def _most_pairs(self, fed: Federation) -> int:
+        return self.max_pairs or len(fed.agents) // 2
+
+    def _useful(self, claims: Mapping[str, Claims], pair: Pair) -> tuple[int, ...]:
+        """What the source offers and the receiver still needs."""
+        offered, settled = claims[pair.source].offered, claims[pair.receiver].settled
+        return tuple(problem for problem in self.transfer() if offered[problem] and not settled[problem])
+
+    def _reward(self, gain: Gain) -> float:
+        """Eq. 3."""
+        change = gain.probe if self.reward == "probe" and gain.probe else gain.private
+        return self.gain_weight * (change.before - change.after) - self.byte_weight * gain.kilobytes
+
+    def _audited(self, t: int) -> tuple[int, ...]:
+        """Probe problems that peers grade in this round: another part of the probe in every round."""
+        probe = len(self.run.probe)
+        if not probe or (t > 1 and self.tested and all(problem.tested for problem in self.run.transfer)):
+            return ()
+        size = min(self.audit, probe)
+        return tuple(len(self.run.transfer) + (size * (t - 1) + place) % probe for place in range(size))
 
 
-def _record(fed: Federation, pair: Pair, gain: Gain, reward: float) -> None:
-    predicted = None if math.isnan(pair.predicted) else pair.predicted
-    fed.record(
-        "pair",
-        source=pair.source,
-        receiver=pair.receiver,
-        predicted=predicted,
-        reward=reward,
-        before=gain.before,
-        after=gain.after,
-        kilobytes=gain.kilobytes,
-    )
+def _record(fed: Federation, pulled: Pulled, gain: Gain, reward: float, predicted: float = math.nan) -> None:
+    """One event for each source of a lesson; what it brought is the receiver's, of all its sources together."""
+    private, probe = gain.private, gain.probe
+    measured = {"before": private.before, "after": private.after, "error": private.error}
+    measured |= {"probe_before": probe.before, "probe_after": probe.after, "probe_error": probe.error} if probe else {}
+    for order, passed in pulled.items():
+        fed.record(
+            "pair",
+            source=order.source,
+            receiver=order.receiver,
+            texts=len(passed),
+            useful=sum(passed),
+            predicted=None if math.isnan(predicted) else predicted,
+            reward=reward,
+            kept=gain.kept,
+            kilobytes=gain.kilobytes,
+            **measured,
+        )
+
+
+def _joined(**parts: State) -> State:
+    """Several states as one: the name of its part stands before each key."""
+    return {f"{name}/{key}": array for name, state in parts.items() for key, array in state.items()}
+
+
+def _part(state: State, name: str) -> State:
+    return {key.removeprefix(f"{name}/"): array for key, array in state.items() if key.startswith(f"{name}/")}

@@ -2,10 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Split = Literal["train", "validation", "transfer", "probe", "test"]
+PUBLIC = 2  # tests of a public problem that everybody may run
 CODE_TASKS = ("codelets", "humaneval", "mbpp")  # graded by running the answers
 
 
@@ -13,7 +14,8 @@ CODE_TASKS = ("codelets", "humaneval", "mbpp")  # graded by running the answers
 class Example:
     """One prompt with its reference completion.
 
-    `prompt` ends where the completion starts. `tests` are programs that a right answer passes (code tasks only).
+    `prompt` ends where the completion starts. `tests` are programs that a right answer passes (code tasks only);
+    `public` are those that everybody may run before a text is used, and no grade counts them.
     Two examples with the same `key` are the same problem; no problem stands in two splits.
     `chat`: prompt and completion are a rendered chat template: names of control tokens are control tokens.
     """
@@ -22,6 +24,7 @@ class Example:
     completion: str
     category: str = ""
     tests: tuple[str, ...] = ()
+    public: tuple[str, ...] = ()
     key: str = ""
     chat: bool = False
 
@@ -47,3 +50,14 @@ class Task(ABC):
     @abstractmethod
     def grade(self, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
         """Grade `texts[i]`, a completion of `examples[i].prompt`: one number from 0 (wrong) to 1 (right) each."""
+
+    def check(self, examples: Sequence[Example], texts: Sequence[str]) -> list[bool]:
+        """Does `texts[i]` pass the public tests of `examples[i]`, which must have some?"""
+        return [grade == 1.0 for grade in self.grade([replace(each, tests=each.public) for each in examples], texts)]
+
+
+def with_public_tests(example: Example) -> Example:
+    """The example with its first two tests made public, so that one of at least three is left to grade with."""
+    if len(example.tests) <= PUBLIC:
+        return example
+    return replace(example, public=example.tests[:PUBLIC], tests=example.tests[PUBLIC:])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, final
 
 from peertune.errors import ConfigError
-from peertune.tasks.base import Example, Split, Task
+from peertune.tasks.base import Example, Split, Task, with_public_tests
 from peertune.tasks.programs import cut, grade_programs, read_rows
 from peertune.tasks.sandbox import Sandbox
 
@@ -44,7 +44,8 @@ class MBPP(Task):
     def examples(self, split: Split) -> list[Example]:
         if split not in IDS:
             raise ConfigError(f"MBPP has no {split} split; it has {', '.join(IDS)}")
-        return [self._examples[number] for number in IDS[split] if number in self._examples]
+        found = [self._examples[number] for number in IDS[split] if number in self._examples]
+        return [with_public_tests(example) for example in found] if split == "transfer" else found
 
     def clean(self, text: str) -> str:
         return cut(text, STOPS)
@@ -63,7 +64,7 @@ def _example(row: dict[str, Any]) -> Example:
         prompt=f'"""\n{text}\n{signature(asserts[0])}\n"""\n',
         completion=_lines(row["code"]) + "\n",
         category="code",
-        tests=tuple(_lines(test) for test in (setup, *asserts) if test),
+        tests=tuple(_lines("\n".join(filter(None, (setup, test)))) for test in asserts),
         key=f"MBPP/{row['task_id']}",
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 from peertune.errors import ConfigError
-from peertune.tasks.base import Example, Split, Task
+from peertune.tasks.base import Example, Split, Task, with_public_tests
 from peertune.tasks.codelets.problems import problem
 from peertune.tasks.codelets.templates import Template, templates
 from peertune.tasks.codelets.values import Constant
@@ -98,4 +98,4 @@ class Codelets(Task):
             rng = random.Random(f"{self._seed}|{split}|{i}")
             found.append(problem(template, constants, rng, prompts))
             prompts.add(found[-1].prompt)
-        return found
+        return [with_public_tests(example) for example in found] if split in ("transfer", "probe") else found

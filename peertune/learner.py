@@ -1,0 +1,104 @@
+"""One agent's model at work: optimiser steps, completions, losses, and the arithmetic that they cost.
+
+Every random draw is a function of the run's seed, the agent, a purpose and a count, so nothing depends on what else
+ran before.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from peertune.lm.batches import batch_at
+from peertune.lm.encode import Row, encode
+from peertune.lm.generate import Sampling, generate
+from peertune.lm.model import LanguageModel
+from peertune.lm.score import losses
+from peertune.lm.settings import TrainingSettings
+from peertune.lm.train import Trainer, TrainingDiverged
+from peertune.payloads import Change
+from peertune.profiles import AgentRecord
+from peertune.tasks.base import Example
+
+FORWARD, THROUGH_FROZEN = 2, 4  # FLOPs a parameter and token: forward; forward and backward past frozen weights
+MOST_REPEATS = 8  # of one text in one exchange
+
+
+class Learner:
+    """Final. `flops` grows with everything it does; the owner may set it back to 0."""
+
+    def __init__(self, name: str, seed: int, lm: LanguageModel, training: TrainingSettings) -> None:
+        self._name, self._seed, self.lm, self._settings = name, seed, lm, training
+        self.trainer = Trainer(lm, name, training)
+        self.flops = 0.0
+
+    def seed(self, purpose: str, number: int) -> int:
+        """A seed that depends on nothing but the run's seed, the agent, the purpose and a count."""
+        words = [self._seed, *self._name.encode(), *purpose.encode(), number]
+        return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+    def encode(self, prompt: str, completion: str, chat: bool = False) -> Row:
+        return encode(self.lm.tokenizer, prompt, completion, self._settings.max_length, chat)
+
+    def step(self, groups: Sequence[tuple[Sequence[Row], float]], record: AgentRecord) -> float:
+        """One optimiser step on groups of rows and their weights; returns the loss (nats a token)."""
+        record.steps += 1
+        self.flops += (
+            THROUGH_FROZEN * self.lm.parameters * _tokens(row for rows, weight in groups if weight for row in rows)
+        )
+        return self.trainer.step(groups, self.seed("step", record.steps))
+
+    def own_batch(self, rows: Sequence[Row], record: AgentRecord) -> list[Row]:
+        """The next batch of the agent's own data: without replacement, epoch after epoch."""
+        size, start = self._settings.batch_size, record.cursor
+        record.cursor += size
+        return batch_at(rows, start, size, lambda epoch: self.seed("epoch", epoch))
+
+    def taught_rows(self, texts: int, steps: int) -> int:
+        """How many of `texts` join each of `steps` batches: as many as of the own data, and no text too often."""
+        return min(self._settings.batch_size, math.ceil(MOST_REPEATS * texts / steps)) if steps else 0
+
+    def share_of_batch(self, rows: int) -> float:
+        return rows / self._settings.batch_size
+
+    def complete(self, examples: Sequence[Example], sampling: Sampling) -> list[str]:
+        """One completion an example; rendered chats and plain prompts are generated apart."""
+        texts = [""] * len(examples)
+        for chat in (False, True):
+            chosen = [index for index, example in enumerate(examples) if example.chat is chat]
+            prompts = [examples[index].prompt for index in chosen]
+            for index, text in zip(
+                chosen, generate(self.lm, self._name, prompts, sampling, template=chat), strict=True
+            ):
+                texts[index] = text
+        pairs = zip(examples, texts, strict=True)
+        tokens = _tokens(self.encode(example.prompt, text, example.chat) for example, text in pairs)
+        self.flops += FORWARD * self.lm.parameters * tokens
+        return texts
+
+    def losses(self, rows: Sequence[Row]) -> np.ndarray:
+        """Summed nats and number of tokens of each row's completion, float64 [rows, 2].
+
+        Raises `TrainingDiverged` if one is not a number.
+        """
+        self.flops += FORWARD * self.lm.parameters * _tokens(rows)
+        found = np.array(losses(self.lm, self._name, rows), dtype=np.float64).reshape(-1, 2)
+        if not np.isfinite(found).all():
+            raise TrainingDiverged("expected finite losses on held-out data; lower learning_rate.")
+        return found
+
+
+def mean_loss(losses: np.ndarray) -> float:
+    """Nats a token of rows' `losses` [rows, 2]."""
+    return float(losses[:, 0].sum() / losses[:, 1].sum())
+
+
+def change(before: np.ndarray, after: np.ndarray) -> Change:
+    """The change of the mean loss on the same rows, with its standard error over rows."""
+    differences = before[:, 0] - after[:, 0]
+    spread = differences.std(ddof=1) * math.sqrt(len(differences)) if len(differences) > 1 else 0.0
+    return Change(mean_loss(before), mean_loss(after), float(spread / before[:, 1].sum()))
+
+
+def _tokens(rows: Iterable[Row]) -> int:
+    return sum(len(row.ids) for row in rows)

@@ -1,0 +1,170 @@
+"""Which pairs are worth a look: all of them in a small federation, about `limit` for each agent in a large one.
+
+In a large federation every pair cannot be scored (10^10 of 100 000 agents). Candidates are then, for each agent: the
+sources that offer most of what it lacks, the receivers that lack most of what it offers, random sources, and the pairs
+that gained before. An agent *offers* the categories of its data as far as it is able and trusted, and *lacks* those
+that its own data has little of, and skill: the most similar agents have least to tell each other. Receivers alone must
+not choose: the few best sources would stand on every list, and each can teach only some.
+
+The search is within blocks of 256 agents, drawn anew in every round: O(agents x block) by one matrix product each. The
+best of 256 is as good as any that is still free once everybody wants the best. benchmarks/matchmaking.py compares it
+with a k-d tree over all agents.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import overload
+
+import numpy as np
+
+from peertune.matchmakers.base import Pair, identity
+from peertune.payloads import PROFILE_SIZE, Profile
+from peertune.profiles import HISTOGRAM, INVERSE_PERPLEXITY, SCORE
+
+PROTOCOLS = ("text", "logits", "adapter")
+_ALL = 64  # so few agents cost nothing: every pair is a candidate
+_BLOCK = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates(Sequence[Pair]):
+    """Pairs as arrays, since a million objects are slow; as a sequence, each `Pair` is made when it is asked for.
+
+    `names`: of the agents. `profiles`: float64 [agents, 32]. `trust`: of each agent, 0..1. `sources`, `receivers`,
+    `protocols`: int64 [pairs], places in `names` and in `PROTOCOLS`.
+    """
+
+    names: tuple[str, ...]
+    profiles: np.ndarray
+    trust: np.ndarray
+    sources: np.ndarray
+    receivers: np.ndarray
+    protocols: np.ndarray
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair]) -> "Candidates":
+        """The same pairs as arrays. Each agent must have one profile and one trust in all of them."""
+        if isinstance(pairs, Candidates):
+            return pairs
+        place = {name: None for pair in pairs for name in (pair.source, pair.receiver)}
+        place = {name: index for index, name in enumerate(place)}
+        sources = np.array([place[pair.source] for pair in pairs], dtype=np.int64)
+        receivers = np.array([place[pair.receiver] for pair in pairs], dtype=np.int64)
+        contexts = np.array([pair.context for pair in pairs]).reshape(len(pairs), -1)
+        profiles, trust = np.zeros((len(place), contexts.shape[1] // 2)), np.full(len(place), 0.5)
+        profiles[sources], profiles[receivers] = np.hsplit(contexts, 2)
+        trust[sources] = [pair.trust for pair in pairs]
+        protocols = np.array([PROTOCOLS.index(pair.protocol) for pair in pairs], dtype=np.int64)
+        return cls(tuple(place), profiles, trust, sources, receivers, protocols)
+
+    @cached_property
+    def identities(self) -> np.ndarray:
+        """What a state knows the agents by: int64 [agents]."""
+        return np.array([identity(name) for name in self.names], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Candidates": ...
+    def __getitem__(self, index: int | slice) -> "Pair | Candidates":
+        source, receiver, protocol = self.sources[index], self.receivers[index], self.protocols[index]
+        if isinstance(index, slice):
+            return Candidates(self.names, self.profiles, self.trust, source, receiver, protocol)
+        context = np.concatenate([self.profiles[source], self.profiles[receiver]])
+        names = self.names[source], self.names[receiver]
+        return Pair(*names, context, trust=float(self.trust[source]), protocol=PROTOCOLS[protocol])
+
+
+def candidate_pairs(
+    profiles: Mapping[str, Profile],
+    trust: Mapping[str, float] | None = None,
+    protocols: Mapping[tuple[str, str], tuple[str, ...]] | None = None,
+    *,
+    seed: int = 0,
+    limit: int = 16,
+    gained: np.ndarray | None = None,
+) -> Candidates:
+    """Pairs for a policy to choose from: as `directed_pairs` up to 64 agents, above about `limit` for each agent.
+
+    `trust`, `protocols`: as of `directed_pairs`; a mapping may work its values out and need not hold all pairs.
+    `gained`: what `Matchmaker.gained` says of the state. What is random follows from `seed` and the profiles.
+    """
+    names, believed = tuple(profiles), trust or {}
+    values = np.array([profile.values for profile in profiles.values()], dtype=np.float64).reshape(-1, PROFILE_SIZE)
+    belief = np.array([believed.get(name, 0.5) for name in names], dtype=np.float64)
+    none = np.zeros(0, dtype=np.int64)
+    every = Candidates(names, values, belief, none, none, none)
+    if len(names) <= max(_ALL, limit + 1):
+        sources, receivers = np.nonzero(~np.eye(len(names), dtype=bool))
+    else:
+        digest = zlib.crc32(values.tobytes())
+        sources, receivers = _prefiltered(every, np.random.default_rng([seed, digest]), limit, gained)
+    return _by_protocol(every, sources, receivers, protocols)
+
+
+def _prefiltered(
+    every: Candidates, random: np.random.Generator, limit: int, gained: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sources and receivers of the candidates of a large federation, by source, then by receiver, none twice."""
+    agents, near = len(every.names), max(1, limit // 4)
+    offers, lacks = _embeddings(every.profiles, every.trust)
+    order = random.permutation(agents)
+    sources, receivers = [], []
+    for block in np.array_split(order, -(-agents // _BLOCK)):
+        fit = offers[block] @ lacks[block].T  # [source, receiver]
+        np.fill_diagonal(fit, -np.inf)
+        best_sources = np.argpartition(-fit, near, axis=0)[:near].T
+        best_receivers = np.argpartition(-fit, near, axis=1)[:, :near]
+        sources += [block[best_sources].ravel(), np.repeat(block, near)]
+        receivers += [np.repeat(block, near), block[best_receivers].ravel()]
+    others = limit - 2 * near
+    sources.append(random.integers(agents, size=agents * others))
+    receivers.append(np.repeat(np.arange(agents), others))
+    known = _places(every.identities, np.zeros((0, 2), dtype=np.int64) if gained is None else gained)
+    keys = np.unique(np.concatenate([*sources, known[:, 0]]) * agents + np.concatenate([*receivers, known[:, 1]]))
+    found = keys // agents, keys % agents
+    apart = found[0] != found[1]
+    return found[0][apart], found[1][apart]
+
+
+def _embeddings(profiles: np.ndarray, trust: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What each agent offers and what it lacks, float32 [agents, 13] each: a source's offers times a receiver's lacks
+    is what the one could teach the other. Roots, since the first examples of a category teach most.
+    """
+    skill = np.clip((profiles[:, SCORE] + profiles[:, INVERSE_PERPLEXITY]) / 2, 0, 1)
+    cover = np.sqrt(np.maximum(profiles[:, HISTOGRAM], 0))
+    offers = (trust * skill)[:, None] * np.column_stack([cover, np.ones(len(cover))])
+    lacks = np.column_stack([1 - cover, 1 - skill])
+    return offers.astype(np.float32), lacks.astype(np.float32)
+
+
+def _places(identities: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Places of agents, [pairs, 2], leaving out pairs of which one is not here."""
+    order = np.argsort(identities)
+    found = order[np.searchsorted(identities[order], pairs).clip(max=len(order) - 1)]
+    return found[(identities[found] == pairs).all(1)]
+
+
+def _by_protocol(
+    every: Candidates,
+    sources: np.ndarray,
+    receivers: np.ndarray,
+    protocols: Mapping[tuple[str, str], tuple[str, ...]] | None,
+) -> Candidates:
+    """These pairs, each once for every protocol that it may use."""
+    if protocols is None:
+        admitted, each = np.arange(len(sources)), np.zeros(len(sources), dtype=np.int64)
+    else:
+        names = every.names
+        arms = [
+            (place, PROTOCOLS.index(protocol))
+            for place, (source, receiver) in enumerate(zip(sources.tolist(), receivers.tolist(), strict=True))
+            for protocol in protocols.get((names[source], names[receiver]), ())
+        ]
+        admitted, each = np.array(arms, dtype=np.int64).reshape(-1, 2).T
+    return Candidates(every.names, every.profiles, every.trust, sources[admitted], receivers[admitted], each)

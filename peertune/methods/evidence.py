@@ -1,0 +1,49 @@
+"""What the coordinator knows of agents' conduct from exchanges: who taught well, who did not. Scalars only."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from peertune.federation import Federation
+from peertune.methods.base import State
+from peertune.methods.texts import Order, Pulled
+from peertune.payloads import Gain
+
+_MEMORY = 0.9  # what the evidence of one round weighs in the next
+_GOOD, _BAD = 0, 1
+
+
+class Evidence:
+    """Counts for each agent as a source: texts accepted and lessons kept, against texts refused, lessons rolled back
+    and calls that failed. `state` is the array to keep; the given one is not changed.
+    """
+
+    def __init__(self, state: State, fed: Federation) -> None:
+        self._rows = {agent.name: row for row, agent in enumerate(fed.agents)}
+        self._counts = _MEMORY * state["counts"]
+
+    @staticmethod
+    def init(agents: int) -> State:
+        return {"counts": np.zeros((agents, 2))}
+
+    @property
+    def state(self) -> State:
+        return {"counts": self._counts}
+
+    def trust(self) -> dict[str, float]:
+        """The mean of a Beta posterior with a flat prior: 0.5 for an agent that nothing is known of."""
+        good, bad = self._counts[:, _GOOD] + 1, self._counts[:, _BAD] + 1
+        return {name: float(good[row] / (good[row] + bad[row])) for name, row in self._rows.items()}
+
+    def note(self, orders: Iterable[Order], pulled: Pulled, gains: Mapping[str, Gain], failed: Iterable[str]) -> None:
+        """Each order counts once: by the share of its texts that were of use, halved if the lesson was rolled back."""
+        blamed = set(failed)
+        for order in orders:
+            row, passed = self._rows[order.source], pulled.get(order)
+            if passed is None:
+                self._counts[row, _BAD] += order.source in blamed
+                continue
+            share = sum(passed) / len(passed) if passed else 1.0
+            if order.receiver in gains and not gains[order.receiver].kept:
+                share /= 2
+            self._counts[row] += (share, 1 - share)

@@ -1,0 +1,96 @@
+"""Learning from each other's texts: what KNEXA-FL and its central baselines have in common.
+
+Every agent answers the public problems at home and says how sure it is of each draft (scalars only). Somebody decides
+who gets which texts; receivers check them, keep the good ones and learn from them beside their own data (Eq. 2).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
+
+from peertune.errors import MethodError
+from peertune.federation import NEVER, Federation
+from peertune.methods.base import Method, Run
+from peertune.payloads import Claims, Gain, Picks
+
+Fraction = Annotated[float, Ge(0), Le(1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """`receiver` is to have the texts that `source` drafted for these problems."""
+
+    source: str
+    receiver: str
+    problems: tuple[int, ...]
+
+
+Pulled = dict[Order, tuple[int, ...]]  # for every problem of an order that arrived: was the text of use?
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextMethod(Method):
+    """Hyper-parameters of the exchange of texts.
+
+    `kd_weight`: alpha of Eq. 2, rising linearly from the first number to the second over the run. `temperature`: of the
+    decoding of drafts. Gates: `tested`, source and receiver run the public tests, where a problem has some, and use
+    only what passes; `confident`, a source withholds what it is not sure of; `keep_best`, the best text seen for a
+    problem is kept over the rounds, the agent's own included; `rollback`, an agent goes back to where it was if its
+    private validation loss rose by more than this (nats a token) in an exchange.
+    """
+
+    run: Run
+    kd_weight: tuple[Fraction, Fraction] = (0.2, 0.5)
+    temperature: Annotated[float, Ge(0), Le(10)] = 0.0
+    tested: bool = True
+    confident: bool = False
+    keep_best: bool = True
+    rollback: Annotated[float, Ge(0)] | None = None
+
+    def check(self, agents: Sequence[Any]) -> None:
+        if len(agents) < 2:
+            raise MethodError(
+                f"this method needs at least 2 agents, found {len(agents)}; add agents or use `method: local`"
+            )
+        if not self.run.transfer:
+            raise MethodError(
+                "this method needs public prompts that agents answer for each other; set `transfer` of the task"
+            )
+
+    def draft_all(self, fed: Federation, problems: Iterable[int]) -> dict[str, Claims]:
+        """Every agent answers these problems at home; what each claims of its drafts."""
+        which = Picks(tuple(problems))
+        refs = {a.name: a.draft(which, self.temperature, self.confident, self.tested) for a in fed.agents}
+        return fed.gather(refs)
+
+    def pull(self, fed: Federation, orders: Sequence[Order]) -> Pulled:
+        """The texts go from source to receiver, who checks them; only the verdicts come here."""
+        refs = {}
+        for order in orders:
+            which = Picks(order.problems)
+            refs[order] = fed[order.receiver].accept(which, fed[order.source].share(which), self.tested)
+        return {order: verdicts.passed for order, verdicts in fed.gather(refs).items()}
+
+    def grade(self, fed: Federation, orders: Sequence[Order]) -> Pulled:
+        """As `pull`, but the receiver only grades texts for problems whose answers are known, and keeps none."""
+        refs = {}
+        for order in orders:
+            which = Picks(order.problems)
+            refs[order] = fed[order.receiver].inspect(which, fed[order.source].share(which))
+        return {order: verdicts.passed for order, verdicts in fed.gather(refs).items()}
+
+    def learn_all(self, fed: Federation, receivers: Iterable[str], t: int) -> dict[str, Gain]:
+        """Each receiver learns from all that it has accepted, beside its own data."""
+        steps, tolerance = self.run.budget.exchange_steps, NEVER if self.rollback is None else self.rollback
+        weight = self.kd_weight_at(t)
+        return fed.gather({name: fed[name].learn(weight, steps, tolerance, self.keep_best) for name in receivers})
+
+    def kd_weight_at(self, t: int) -> float:
+        first, last = self.kd_weight
+        return first + (last - first) * (t - 1) / max(1, self.run.rounds - 1)
+
+    def transfer(self) -> range:
+        """The numbers of the problems to learn from."""
+        return range(len(self.run.transfer))
