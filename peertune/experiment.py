@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -19,7 +19,7 @@ from safetensors.numpy import save as save_safetensors
 
 from peertune.assemble import Spec, public_examples
 from peertune.checkpoint import Blobs
-from peertune.config.schema import Config, MethodConfig
+from peertune.config.schema import Config, Evaluation, FinalEvaluation, MethodConfig
 from peertune.engines.base import Ref
 from peertune.engines.local import LocalEngine
 from peertune.engines.worker import Done
@@ -132,7 +132,9 @@ class Experiment:
     def _complete_round(self, fed: Federation, state: State, last: bool) -> None:
         """Evaluate if it is time, checkpoint every agent, and commit the round: all of it, or nothing."""
         if last or self._round % self.config.evaluation.every == 0:
-            self._evaluate(fed)
+            self._evaluate(fed, "scores", self.config.evaluation)
+        if last and self._arm != START and self.config.evaluation.final:
+            self._evaluate(fed, "samples", self.config.evaluation.final)
         agents = self._checkpoint(fed)
         method = self._blobs.put(save_safetensors({name: np.asarray(array) for name, array in state.items()}))
         self._append("checkpoint", "checkpoint", {"agents": agents, "method": method})
@@ -142,8 +144,9 @@ class Experiment:
         self._blobs.keep(self._kept("method") | {method})
         self._watch("round", {"arm": self._arm, "round": self._round, "last": last})
 
-    def _evaluate(self, fed: Federation) -> None:
-        evaluation = self.config.evaluation
+    def _evaluate(
+        self, fed: Federation, kind: Literal["scores", "samples"], evaluation: Evaluation | FinalEvaluation
+    ) -> None:
         graded = fed.gather(
             {agent.name: agent.grade(evaluation.samples, evaluation.temperature) for agent in fed.agents}
         )
@@ -153,7 +156,7 @@ class Experiment:
                 fed.record("failure", agent=name, verb="grade", cause=cause)
                 continue
             correct = list(scores.correct)
-            fed.record("scores", agent=name, correct=correct, samples=scores.samples, metrics=scores.metrics)
+            fed.record(kind, agent=name, correct=correct, samples=scores.samples, metrics=scores.metrics)
         self._close_phase(fed, "evaluate")
 
     def _checkpoint(self, fed: Federation) -> dict[str, str]:

@@ -25,7 +25,7 @@ COORDINATOR = "coordinator"
 SCHEMA_VERSION = 1
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 PATIENCE = 60.0  # seconds to wait for whoever else reads or writes the file
-EventKind = Literal["run", "transfer", "metric", "scores", "pair", "failure", "checkpoint", "done"]
+EventKind = Literal["run", "transfer", "metric", "scores", "samples", "pair", "failure", "checkpoint", "done"]
 
 _SCHEMA = """
 CREATE TABLE events (

@@ -132,11 +132,11 @@ def _evaluation(config: "Config") -> None:
         raise ValueError(
             "evaluation: `codebleu` needs a library: pip install -e '.[metrics]' in the checkout; or remove it"
         )
-    if max(evaluation.k) > evaluation.samples:
-        raise ValueError(
-            f"evaluation: Pass@{max(evaluation.k)} needs at least {max(evaluation.k)} samples, there are "
-            f"{evaluation.samples}"
-        )
+    for each in (evaluation, evaluation.final):
+        if each and max(each.k) > each.samples:
+            raise ValueError(
+                f"evaluation: Pass@{max(each.k)} needs at least {max(each.k)} samples, there are {each.samples}"
+            )
     if evaluation.samples > 1 and evaluation.temperature == 0:
         raise ValueError(
             "evaluation: greedy decoding makes all samples the same; set `temperature` above 0 or `samples: 1`"

@@ -149,6 +149,14 @@ class BudgetConfig(Section):
     exchange_steps: PositiveInt = 24
 
 
+class FinalEvaluation(Section):
+    """After an arm's last round, also `samples` sampled completions a problem, for Pass@`k`."""
+
+    samples: Annotated[int, Field(ge=2)] = 10
+    temperature: Annotated[float, Field(gt=0, le=10)] = 0.8
+    k: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 5, 10)
+
+
 class Evaluation(Section):
     """Grading the test problems every `every` rounds and after the last: `samples` completions a problem, Pass@`k`.
 
@@ -161,6 +169,7 @@ class Evaluation(Section):
     temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
     max_new_tokens: PositiveInt = 48
     codebleu: bool = False
+    final: FinalEvaluation | None = None
 
 
 class EngineConfig(Section):
