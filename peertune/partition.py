@@ -39,10 +39,14 @@ class ByCategory:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """A few broad experts share most of all categories; every other agent has a little of one category."""
+    """A few broad experts share most of all categories; every other agent has a little of one category.
+
+    `in_order`: the first agents are the experts; otherwise the seed draws who is.
+    """
 
     experts: Annotated[int, Gt(0)] = 2
     expert_share: Annotated[float, Gt(0), Lt(1)] = 0.8
+    in_order: bool = False
 
 
 Partition = IID | Dirichlet | ByCategory | Experts
@@ -124,6 +128,8 @@ def shares(agents: int, categories: int, config: Partition, random: np.random.Ge
 
 def _expert_shares(agents: int, categories: int, config: Experts, random: np.random.Generator) -> np.ndarray:
     roles, order = random.permutation(agents), random.permutation(categories)
+    if config.in_order:
+        roles = np.arange(agents)
     matrix = np.zeros((agents, categories))
     for place, category in enumerate(order):
         matrix[roles[place % config.experts], category] = config.expert_share
