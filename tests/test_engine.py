@@ -11,14 +11,14 @@ from pathlib import Path
 import msgspec
 import pytest
 import toy
-from toy import DEADLY, FAULTS, FIRST, INVALID, NAMES, PATH_HERE, QUIET, SECRET
+from toy import DEADLY, FAULTS, FIRST, INVALID, NAMES, PATH_HERE, QUIET, SECRET, fault
 
 from peertune.engines.base import Engine, Ref
 from peertune.engines.process import Process
 from peertune.engines.worker import Start, Started
 from peertune.errors import AgentError, ConfigError, PeertuneError
 from peertune.federation import Federation, RoundLog
-from peertune.payloads import Gain, Profile, Texts, encode
+from peertune.payloads import Picks, Profile, Texts, Verdicts, encode
 
 ENGINES: dict[str, Callable[..., Engine]] = {
     "inline": lambda folder, **spec: toy.start(folder, 0, **spec),
@@ -26,9 +26,9 @@ ENGINES: dict[str, Callable[..., Engine]] = {
     "three workers": lambda folder, **spec: toy.start(folder, 3, **spec),
 }
 WITH_PROCESSES = ("one worker", "three workers")
-PROMPTS = Texts(("one", "two"))
+PICKS = Picks((1, 2))
 FIT = {"a0": 3.9, "a1": 4.8, "a2": 5.7, "a3": 6.6}  # 0.9 * (place + 1) + 3
-BEFORE = [4.8, 6.6, 4.4, 6.2]  # a0 and a2 taught first, which moved them by the temperature, 0.5
+DRAFTED = {name: value + 0.5 for name, value in FIT.items()}  # a draft moves its author by the temperature
 
 
 class Bench:
@@ -88,10 +88,6 @@ def failures(log: RoundLog) -> list[tuple]:
     return [(row.body["agent"], row.body["verb"], row.body["cause"]) for row in log.rows if row.kind == "failure"]
 
 
-def fault(name: str) -> Texts:
-    return Texts((f"!{name}",))
-
-
 def bad_fit(name: str) -> int:
     return -1 - list(FAULTS).index(name)
 
@@ -104,17 +100,17 @@ def test_a_round_has_the_same_answers_and_rows_on_every_engine(bench: Bench) -> 
     for agent in fed.agents:
         agent.fit(3)
     profiles = fed.gather({agent.name: agent.profile() for agent in fed.agents[:4]})
-    gains = fed.gather(
-        {
-            (source, receiver): fed[receiver].learn(PROMPTS, fed[source].answer(PROMPTS, 0.5), 0.25, 2)
-            for source, receiver in (("a0", "a1"), ("a2", "a3"), ("a1", "a0"), ("a3", "a2"))
-        }
-    )
+    claims = fed.gather({agent.name: agent.draft(PICKS, 0.5) for agent in fed.agents[:4]})
+    pairs = [("a0", "a1"), ("a2", "a3"), ("a1", "a0"), ("a3", "a2")]
+    found = fed.gather({pair: fed[pair[1]].accept(PICKS, fed[pair[0]].share(PICKS)) for pair in pairs})
+    gains = fed.gather({pair: fed[pair[1]].learn(0.25, 2) for pair in pairs})
     assert [profile.values[0] for profile in profiles.values()] == pytest.approx([FIT[name] for name in profiles])
-    assert [gain.before for gain in gains.values()] == pytest.approx(BEFORE)
-    assert [gain.kilobytes for gain in gains.values()] == [0.03] * 4
+    assert {name: claimed.surprise[0] / 10 for name, claimed in claims.items()} == pytest.approx(DRAFTED)
+    assert [verdicts.passed for verdicts in found.values()] == [(1, 0)] * 4
+    assert [gain.private.before for gain in gains.values()] == pytest.approx([DRAFTED[pair[1]] for pair in pairs])
+    assert [gain.kilobytes for gain in gains.values()] == [0.026] * 4
     log = bench.end()
-    texts = len(encode(Texts(("one a0:3.930853", "two a0:3.930853"))))
+    texts = len(encode(Texts(("1 a0:4.400000", "2 a0:4.400000"))))
     assert [row for row in transfers(log) if row[2] == "texts" and row[0] != "coordinator"] == [
         ("a0", "a1", "texts", texts),
         ("a2", "a3", "texts", texts),
@@ -123,7 +119,8 @@ def test_a_round_has_the_same_answers_and_rows_on_every_engine(bench: Bench) -> 
     ]
     assert [row.kind for row in log.rows[:11]] == ["transfer", "metric"] * 5 + ["transfer"]
     assert "shut" not in {row.body["agent"] for row in log.rows if row.kind == "metric"}  # its policy keeps them
-    assert len(log.rows) == 11 + 4 + 4 * (2 + 4 + 1)  # fits, profiles, and per pair: to source, to receiver, text, gain
+    drafts, pulls, lessons = 4 * (4 + 1), 4 * (1 + 2 + 1 + 1), 4 * (4 + 1)  # arguments, then what came of them
+    assert len(log.rows) == 11 + 4 + drafts + pulls + lessons
 
 
 def test_nothing_runs_before_somebody_waits(bench: Bench) -> None:
@@ -140,12 +137,13 @@ def test_an_agent_runs_its_calls_in_the_order_of_the_text(bench: Bench) -> None:
     a0, a1 = bench.fed["a0"], bench.fed["a1"]
     first, then = a0.profile(), None
     a0.fit(5)
-    a0.learn(PROMPTS, a1.answer(PROMPTS), 0.5, 1)
+    a0.accept(PICKS, a1.share(PICKS))
+    a0.learn(0.5, 1)
     a0.fit(0)
     then = a0.profile()
     after, before = bench.fed.fetch(then), bench.fed.fetch(first)
     assert isinstance(after, Profile) and isinstance(before, Profile) and after != before
-    assert bench.trace("a0") == ["profile", "fit", "learn", "fit", "profile"]
+    assert bench.trace("a0") == ["profile", "fit", "accept", "learn", "fit", "profile"]
 
 
 def test_a_verb_without_an_answer_is_fetched_as_none_and_moves_nothing(bench: Bench) -> None:
@@ -157,10 +155,10 @@ def test_a_verb_without_an_answer_is_fetched_as_none_and_moves_nothing(bench: Be
 
 
 def test_a_ref_moves_once_from_owner_to_receiver_and_is_counted_with_its_true_size(bench: Bench) -> None:
-    bench.fed["a1"].learn(PROMPTS, bench.fed["a0"].answer(PROMPTS), 0.5, 1)
+    bench.fed["a1"].accept(PICKS, bench.fed["a0"].share(PICKS))
     log = bench.end()
     moved = [row for row in transfers(log) if row[0] != "coordinator"]
-    assert moved == [("a0", "a1", "texts", len(encode(Texts(("one a0:0.500000", "two a0:0.500000")))))]
+    assert moved == [("a0", "a1", "texts", len(encode(Texts(("1 a0:1.000000", "2 a0:1.000000")))))]
     assert not [row for row in transfers(log) if row[1] == "coordinator"]
 
 
@@ -173,17 +171,17 @@ def test_the_coordinator_receives_what_is_fetched_and_nothing_else(bench: Bench)
 
 
 def test_one_ref_twice_in_a_call(bench: Bench) -> None:
-    texts = bench.fed["a0"].answer(PROMPTS)
-    gain = bench.fed.fetch(bench.fed["a1"].learn(texts, texts, 0.5, 1))
-    assert isinstance(gain, Gain)
+    texts = bench.fed["a0"].share(PICKS)
+    with pytest.raises(AgentError, match=r"a1\.accept failed: TypeError"):  # texts are no picks
+        bench.fed.fetch(bench.fed._submit("a1", "accept", (texts, texts, 0)))
     assert [row[:3] for row in transfers(bench.end()) if row[0] == "a0"] == [("a0", "a1", "texts")] * 2
 
 
 def test_one_ref_for_several_receivers_and_for_one_receiver_twice(bench: Bench) -> None:
     fed = bench.fed
-    texts = fed["a0"].answer(PROMPTS)
-    calls = [fed[name].learn(PROMPTS, texts, 0.5, 1) for name in ("a1", "a2", "a1", "a3")]
-    assert all(isinstance(fed.fetch(call), Gain) for call in calls)
+    texts = fed["a0"].share(PICKS)
+    calls = [fed[name].accept(PICKS, texts) for name in ("a1", "a2", "a1", "a3")]
+    assert all(isinstance(fed.fetch(call), Verdicts) for call in calls)
     destinations = [row[1] for row in transfers(bench.end()) if row[0] == "a0"]
     assert destinations == ["a1", "a2", "a1", "a3"]
 
@@ -208,20 +206,20 @@ def test_a_ref_ends_with_its_round(bench: Bench) -> None:
 
 
 def test_an_old_ref_costs_its_receiver_one_call_and_nobody_waits(bench: Bench) -> None:
-    old = bench.fed["a0"].answer(PROMPTS)
+    old = bench.fed["a0"].share(PICKS)
     bench.end()
-    late = bench.fed["a1"].learn(PROMPTS, old, 0.5, 1)
+    late = bench.fed["a1"].accept(PICKS, old)
     other = bench.fed["a1"].profile()
-    with pytest.raises(AgentError, match=r"a0\.answer failed: .*dropped when the round ended"):
+    with pytest.raises(AgentError, match=r"a0\.share failed: .*dropped when the round ended"):
         bench.fed.fetch(late)
     assert isinstance(bench.fed.fetch(other), Profile)
-    assert [row[:2] for row in failures(bench.end())] == [("a0", "answer")]
+    assert [row[:2] for row in failures(bench.end())] == [("a0", "share")]
 
 
 def test_the_barrier_runs_what_nobody_asked_for(bench: Bench) -> None:
-    bench.fed["a1"].learn(PROMPTS, bench.fed["a0"].answer(PROMPTS), 0.5, 1)
+    bench.fed["a1"].accept(PICKS, bench.fed["a0"].share(PICKS))
     bench.end()
-    assert bench.trace("a0") == ["answer"] and bench.trace("a1") == ["learn"]
+    assert bench.trace("a0") == ["share"] and bench.trace("a1") == ["accept"]
 
 
 def test_timings_stand_apart_from_the_rows(bench: Bench) -> None:
@@ -236,9 +234,9 @@ def test_timings_stand_apart_from_the_rows(bench: Bench) -> None:
 # The release policy
 
 
-@pytest.mark.parametrize("verb", ["answer", "adapter"])
+@pytest.mark.parametrize("verb", ["share", "adapter"])
 def test_the_coordinator_does_not_get_texts_or_weights(bench: Bench, verb: str) -> None:
-    args = (PROMPTS,) if verb == "answer" else ()
+    args = (PICKS,) if verb == "share" else ()
     ref = getattr(bench.fed["a0"], verb)(*args)
     for _ in range(2):
         with pytest.raises(AgentError, match=rf"a0\.{verb} failed: a0 does not release \w+ to coordinator"):
@@ -260,15 +258,15 @@ def test_an_agent_does_not_get_weights_and_the_round_goes_on(bench: Bench) -> No
 def test_an_agent_that_releases_nothing(bench: Bench) -> None:
     fed = bench.fed
     assert fed.gather({"profile": fed["shut"].profile(), "grade": fed["shut"].grade()}) == {}
-    fed["a0"].learn(PROMPTS, fed["shut"].answer(PROMPTS), 0.5, 1)
+    fed["a0"].accept(PICKS, fed["shut"].share(PICKS))
     log = bench.end()
-    assert [row[:2] for row in failures(log)] == [("shut", "profile"), ("shut", "grade"), ("shut", "answer")]
+    assert [row[:2] for row in failures(log)] == [("shut", "profile"), ("shut", "grade"), ("shut", "share")]
     assert not [row for row in transfers(log) if row[0] == "shut"]
 
 
 def test_an_agent_that_releases_everything(bench: Bench) -> None:
     fed = bench.fed
-    texts = fed["open"].answer(PROMPTS)
+    texts = fed["open"].share(PICKS)
     assert isinstance(fed.fetch(texts), Texts)
     fed["a0"].load(fed["open"].adapter())
     log = bench.end()
@@ -284,13 +282,13 @@ def test_an_agent_that_releases_everything(bench: Bench) -> None:
 @pytest.mark.parametrize("name", QUIET)
 def test_a_failing_agent_costs_its_own_exchange_only(bench: Bench, name: str) -> None:
     fed = bench.fed
-    bad = fed["a1"].learn(PROMPTS, fed["a0"].answer(fault(name)), 0.5, 1)
-    good = fed["a3"].learn(PROMPTS, fed["a2"].answer(PROMPTS), 0.5, 1)
+    bad = fed["a1"].accept(PICKS, fed["a0"].share(fault(name)))
+    good = fed["a3"].accept(PICKS, fed["a2"].share(PICKS))
     gains = fed.gather({"bad": bad, "good": good})
     assert list(gains) == ["good"]
     log = bench.end()
     ((agent, verb, cause),) = failures(log)  # exactly one row, though owner, receiver and coordinator all saw it
-    assert (agent, verb) == ("a0", "answer") and cause and "\n" not in cause
+    assert (agent, verb) == ("a0", "share") and cause and "\n" not in cause
     assert bench.trace("a1") == []
     assert not log.lost
     assert isinstance(fed.fetch(fed["a0"].profile()), Profile)  # the agent itself goes on
@@ -299,18 +297,18 @@ def test_a_failing_agent_costs_its_own_exchange_only(bench: Bench, name: str) ->
 @pytest.mark.parametrize("name", INVALID)
 def test_an_answer_that_does_not_decode_fails_at_its_receiver_and_names_its_sender(bench: Bench, name: str) -> None:
     fed = bench.fed
-    with pytest.raises(AgentError, match=r"open\.answer failed: its answer is not valid"):
-        fed.fetch(fed["a1"].learn(PROMPTS, fed["open"].answer(fault(name)), 0.5, 1))
-    with pytest.raises(AgentError, match=r"open\.answer failed: its answer is not valid"):
-        fed.fetch(fed["open"].answer(fault(name)))
+    with pytest.raises(AgentError, match=r"open\.share failed: its answer is not valid"):
+        fed.fetch(fed["a1"].accept(PICKS, fed["open"].share(fault(name))))
+    with pytest.raises(AgentError, match=r"open\.share failed: its answer is not valid"):
+        fed.fetch(fed["open"].share(fault(name)))
     log = bench.end()
-    assert {row[:2] for row in failures(log)} == {("open", "answer")}
+    assert {row[:2] for row in failures(log)} == {("open", "share")}
     assert not [row for row in transfers(log) if row[0] == "open"]
 
 
 def test_private_text_in_an_exception_stays_in_the_agents_own_log(bench: Bench) -> None:
     with pytest.raises(AgentError) as caught:
-        bench.fed.fetch(bench.fed["a0"].answer(fault("private")))
+        bench.fed.fetch(bench.fed["a0"].share(fault("private")))
     log = bench.end()
     assert SECRET not in str(caught.value) and SECRET not in str(log)
     assert caught.value.cause == "RuntimeError (details in the agent's own log)"
@@ -319,8 +317,8 @@ def test_private_text_in_an_exception_stays_in_the_agents_own_log(bench: Bench) 
 
 def test_a_log_that_cannot_be_written_costs_no_more_than_the_log(bench: Bench) -> None:
     (bench.folder / "a2").write_text("a file where a folder should be")
-    with pytest.raises(AgentError, match=r"a2\.answer failed: ValueError"):
-        bench.fed.fetch(bench.fed["a2"].answer(fault("raise")))
+    with pytest.raises(AgentError, match=r"a2\.share failed: ValueError"):
+        bench.fed.fetch(bench.fed["a2"].share(fault("raise")))
     assert not bench.end().lost
     (bench.folder / "a2").unlink()
 
@@ -334,11 +332,11 @@ def test_calls_that_an_agent_does_not_understand(bench: Bench, verb: str) -> Non
 
 def test_two_failures_of_one_agent_are_two_rows(bench: Bench) -> None:
     fed = bench.fed
-    fed.gather({name: fed["a0"].answer(fault(name)) for name in ("raise", "own")})
+    fed.gather({name: fed["a0"].share(fault(name)) for name in ("raise", "own")})
     fed["a0"].fit(bad_fit("raise"))
     assert [row[1:] for row in failures(bench.end())] == [
-        ("answer", "ValueError (details in the agent's own log)"),
-        ("answer", "the loss is not a number"),
+        ("share", "ValueError (details in the agent's own log)"),
+        ("share", "the loss is not a number"),
         ("fit", "ValueError (details in the agent's own log)"),
     ]
 
@@ -359,22 +357,22 @@ def test_a_dying_worker_is_an_error_and_not_a_hang(processes: Bench, name: str) 
     fed = processes.fed
     kept = fed.fetch(fed["a0"].profile())
     fed["a0"].fit(7)
-    with pytest.raises(AgentError, match=r"a0\.answer failed: its process ended unexpectedly"):
-        fed.fetch(fed["a0"].answer(fault(name)))
+    with pytest.raises(AgentError, match=r"a0\.share failed: its process ended unexpectedly"):
+        fed.fetch(fed["a0"].share(fault(name)))
     with pytest.raises(AgentError, match=r"a0\.profile failed: its process was lost earlier in this round"):
         fed.fetch(fed["a0"].profile())
     log = processes.end()
     alone = processes.name == "three workers"
     assert sorted(log.lost) == (["a0", "a3"] if alone else sorted(NAMES))
-    assert [row[:2] for row in failures(log)] == [("a0", "answer"), ("a0", "profile")]
+    assert [row[:2] for row in failures(log)] == [("a0", "share"), ("a0", "profile")]
     assert fed.fetch(fed["a0"].profile()) == kept  # there again, in its first state
 
 
 def test_a_dying_worker_spares_the_agents_of_others(processes: Bench) -> None:
     fed = processes.fed
     gains = {
-        "dead source": fed["a1"].learn(PROMPTS, fed["a0"].answer(fault("kill")), 0.5, 1),
-        "sound": fed["a2"].learn(PROMPTS, fed["a1"].answer(PROMPTS), 0.5, 1),
+        "dead source": fed["a1"].accept(PICKS, fed["a0"].share(fault("kill"))),
+        "sound": fed["a2"].accept(PICKS, fed["a1"].share(PICKS)),
     }
     if processes.name == "one worker":
         assert fed.gather(gains) == {}
@@ -387,18 +385,18 @@ def test_what_a_dead_worker_had_handed_over_stays_with_its_receiver(processes: B
     if processes.name == "one worker":
         pytest.skip("nobody else is left")
     fed = processes.fed
-    texts = fed["a0"].answer(PROMPTS)
-    fed.fetch(fed["a1"].learn(PROMPTS, texts, 0.5, 1))
-    fed.gather({"kill": fed["a0"].answer(fault("kill"))})
-    with pytest.raises(AgentError, match=r"a0\.answer failed: its answer was lost with its process"):
-        fed.fetch(fed["a2"].learn(PROMPTS, texts, 0.5, 1))
+    texts = fed["a0"].share(PICKS)
+    fed.fetch(fed["a1"].accept(PICKS, texts))
+    fed.gather({"kill": fed["a0"].share(fault("kill"))})
+    with pytest.raises(AgentError, match=r"a0\.share failed: its answer was lost with its process"):
+        fed.fetch(fed["a2"].accept(PICKS, texts))
     log = processes.end()
     assert [row[:3] for row in transfers(log) if row[0] == "a0"] == [("a0", "a1", "texts")]
 
 
 def test_a_worker_that_dies_while_idle_is_started_again_at_the_barrier(processes: Bench) -> None:
     fed = processes.fed
-    texts = fed["open"].answer(fault("idle"))
+    texts = fed["open"].share(fault("idle"))
     assert isinstance(fed.fetch(texts), Texts)
     pid = _pid(processes, "open")
     deadline = time.monotonic() + 30
@@ -422,12 +420,12 @@ def test_a_worker_that_dies_idle_is_noticed_by_the_next_call(processes: Bench) -
 def test_an_agent_that_hangs_past_the_deadline(tmp_path: Path, workers: int) -> None:
     engine = toy.start(tmp_path, workers, deadline=2.0)
     fed = Federation(engine, NAMES)
-    hanging = fed["a0"].answer(fault("hang"))
+    hanging = fed["a0"].share(fault("hang"))
     other = fed["a1"].profile()
     found = fed.gather({"hanging": hanging, "other": other})
     assert list(found) == (["other"] if workers == 3 else [])
     log = fed.end_round()
-    assert ("a0", "answer", "no answer within 2 s; its process was stopped") in failures(log)
+    assert ("a0", "share", "no answer within 2 s; its process was stopped") in failures(log)
     assert "a0" in log.lost
     assert isinstance(fed.fetch(fed["a0"].profile()), Profile)
     engine.close()
@@ -480,7 +478,7 @@ for agent in fed.agents:
     agent.fit(1)
 fed.end_round()
 print("ready", flush=True)
-fed.fetch(fed["a0"].answer(toy.Texts(("!hang",)))) if {busy} else sys.stdin.read()
+fed.fetch(fed["a0"].share(toy.fault("hang"))) if {busy} else sys.stdin.read()
 """
     environment = {**os.environ, **PATH_HERE}
     process = subprocess.Popen(

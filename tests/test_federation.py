@@ -9,16 +9,17 @@ import pytest
 import toy
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from toy import FIRST, INVALID, NAMES, QUIET
+from toy import FIRST, INVALID, NAMES, QUIET, fault
 
-from peertune.agent import VERBS
+from peertune.agent import VERBS, Agent
 from peertune.config.schema import Release
 from peertune.engines.base import ANSWERS, Barrier, Engine, Entry, Ref
 from peertune.errors import AgentError
-from peertune.federation import AgentHandle, Federation
-from peertune.payloads import Number, Texts, encode
+from peertune.federation import NEVER, AgentHandle, Federation
+from peertune.payloads import Number, Picks, Texts, encode
 
-PROMPTS = Texts(("one", "two"))
+PICKS = Picks((1, 2))
+TEXTS = Texts(("one", "two"))
 
 
 class Script(Engine):
@@ -65,37 +66,45 @@ def test_rows_stand_in_the_order_of_the_text_whatever_the_order_of_arrival() -> 
 def test_arguments_are_counted_and_refs_are_not() -> None:
     engine = Script()
     fed = Federation(engine, ["a", "b"])
-    fed["b"].learn(PROMPTS, fed["a"].answer(PROMPTS), 0.25, 3)
+    fed["b"].accept(PICKS, fed["a"].share(PICKS), tested=True)
+    fed["b"].learn(0.25, 3)
     sent = [(row.body["destination"], row.body["payload"], row.body["bytes"]) for row in fed.end_round().rows]
-    text, number = len(encode(PROMPTS)), lambda value: len(encode(Number(value)))
+    picks, number = len(encode(PICKS)), lambda value: len(encode(Number(value)))
     assert sent == [
-        ("a", "texts", text),
-        ("a", "number", number(0.0)),
-        ("b", "texts", text),
-        ("b", "number", number(0.25)),
-        ("b", "number", number(3)),
+        ("a", "picks", picks),
+        ("b", "picks", picks),
+        ("b", "number", number(1)),
+        *(("b", "number", number(value)) for value in (0.25, 3, NEVER, 0)),
     ]
-    (answer, _), (_, args) = engine.calls
-    assert args[1] == answer
+    (share, _), (_, args), _ = engine.calls
+    assert args[1] == share
 
 
 def test_gather_leaves_out_what_failed_and_records_it_once() -> None:
-    fed = Federation(Script(answers={0: encode(PROMPTS)}), ["a", "b"])
-    found = fed.gather({"good": fed["a"].answer(PROMPTS), "bad": fed["b"].answer(PROMPTS)})
-    assert found == {"good": PROMPTS}
-    assert fed.gather({"again": Ref("b", 1, "answer")}) == {}
+    fed = Federation(Script(answers={0: encode(TEXTS)}), ["a", "b"])
+    found = fed.gather({"good": fed["a"].share(PICKS), "bad": fed["b"].share(PICKS)})
+    assert found == {"good": TEXTS}
+    assert fed.gather({"again": Ref("b", 1, "share")}) == {}
+    assert fed.failed == {"b"}
     failures = [row.body for row in fed.end_round().rows if row.kind == "failure"]
-    assert failures == [{"agent": "b", "verb": "answer", "cause": "no answer"}]
+    assert failures == [{"agent": "b", "verb": "share", "cause": "no answer"}]
 
 
 def test_a_handles_methods_are_the_agents_verbs() -> None:
     methods = {name: method for name, method in inspect.getmembers(AgentHandle, inspect.isfunction) if name[0] != "_"}
-    assert set(methods) == set(VERBS) == set(ANSWERS)
+    assert set(methods) == VERBS == set(ANSWERS)
     for name, method in methods.items():
-        here, there = (list(inspect.signature(function).parameters) for function in (method, VERBS[name]))
-        assert here == there
-        answer = inspect.signature(VERBS[name]).return_annotation
-        assert answer is ANSWERS[name]
+        here, there = (inspect.signature(function) for function in (method, getattr(Agent, name)))
+        assert list(here.parameters) == list(there.parameters)
+        assert there.return_annotation is ANSWERS[name]
+
+
+def test_whoever_failed_is_known_until_the_round_ends() -> None:
+    fed = Federation(Script(), ["a", "b"])
+    fed.gather({"it": fed["b"].profile()})
+    assert fed.failed == {"b"}
+    fed.end_round()
+    assert fed.failed == set()
 
 
 def test_the_toy_keeps_the_release_policy_of_real_agents() -> None:
@@ -111,14 +120,17 @@ def test_an_unknown_agent() -> None:
 
 AGENTS = st.sampled_from((*NAMES[:3], "shut"))
 EARLIER = st.integers(0, 1_000)  # which of the earlier Refs, counted back
-TEXT = st.sampled_from([("one",), ("two", "three"), *((f"!{name}",) for name in (*QUIET, *INVALID))])
+ASKED = st.sampled_from([Picks((1,)), Picks((2, 3)), *map(fault, (*QUIET, *INVALID))])
 STEPS = st.one_of(
     st.tuples(st.just("fit"), AGENTS, st.integers(-3, 4)),
     st.tuples(st.just("profile"), AGENTS),
     st.tuples(st.just("adapter"), AGENTS),
-    st.tuples(st.just("answer"), AGENTS, TEXT),
-    st.tuples(st.just("relay"), AGENTS, EARLIER),
-    st.tuples(st.just("learn"), AGENTS, EARLIER, EARLIER),
+    st.tuples(st.just("draft"), AGENTS, ASKED),
+    st.tuples(st.just("share"), AGENTS, ASKED),
+    st.tuples(st.just("accept"), AGENTS, ASKED, EARLIER),
+    st.tuples(st.just("inspect"), AGENTS, ASKED, EARLIER),
+    st.tuples(st.just("both"), AGENTS, EARLIER, EARLIER),
+    st.tuples(st.just("learn"), AGENTS),
     st.tuples(st.just("load"), AGENTS, EARLIER),
     st.tuples(st.just("fetch"), AGENTS, EARLIER),
     st.tuples(st.just("barrier"), AGENTS),
@@ -127,7 +139,7 @@ STEPS = st.one_of(
 
 def perform(fed: Federation, program: list[tuple]) -> list[Any]:
     """Run `program`; what the coordinator saw, in order."""
-    refs = [fed["a0"].answer(PROMPTS)]
+    refs = [fed["a0"].share(PICKS)]
     seen: list[Any] = []
     for verb, name, *rest in program:
         agent = fed[name]
@@ -149,12 +161,16 @@ def call(agent: AgentHandle, verb: str, rest: list[Any], earlier: list[Ref]) -> 
     match verb:
         case "fit":
             return agent.fit(rest[0])
-        case "answer":
-            return agent.answer(Texts(rest[0]))
-        case "relay":
-            return agent.answer(earlier[0], 0.5)
+        case "draft":
+            return agent.draft(rest[0], 0.5)
+        case "share":
+            return agent.share(rest[0])
+        case "accept" | "inspect":
+            return getattr(agent, verb)(rest[0], earlier[0])
+        case "both":  # two arguments that may both be missing
+            return agent._call("accept", *earlier, 0)
         case "learn":
-            return agent.learn(earlier[0], earlier[1], 0.5, 1)
+            return agent.learn(0.5, 1)
         case "load":
             return agent.load(earlier[0])
     return getattr(agent, verb)()
@@ -170,10 +186,8 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Federatio
 
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(program=st.lists(STEPS, min_size=1, max_size=14))
-@example(program=[("answer", "shut", ("one",)), ("answer", "a1", ("!raise",)), ("learn", "a2", 1, 0)])
-@example(
-    program=[("answer", "a1", ("!raise",)), ("answer", "shut", ("one",)), ("learn", "a2", 1, 0), ("fetch", "a0", 0)]
-)
+@example(program=[("share", "shut", PICKS), ("share", "a1", fault("raise")), ("both", "a2", 1, 0)])
+@example(program=[("share", "a1", fault("raise")), ("share", "shut", PICKS), ("both", "a2", 1, 0), ("fetch", "a0", 0)])
 def test_random_programs_are_the_same_on_every_engine(engines: list[Federation], program: list[tuple]) -> None:
     inline, *others = [perform(fed, program) for fed in engines]
     for other in others:

@@ -1,8 +1,8 @@
 """Agents without a language model: numpy only, start in a moment, and misbehave on request.
 
 The builder "toy:build" needs this folder on the path (`PATH_HERE` for worker processes). Its spec is msgpack of `Spec`.
-An agent misbehaves when the first prompt of `answer` or the text of `learn` is "!" and the name of a fault, and when
-`fit` is asked for a negative number of steps: -1 is the first of `FAULTS`.
+An agent misbehaves when the first problem that `share` is asked for stands for a fault (`fault` makes such picks), and
+when `fit` is asked for a negative number of steps: -1 is the first of `FAULTS`.
 """
 
 import json
@@ -23,13 +23,28 @@ from peertune.engines.base import Resident
 from peertune.engines.local import LocalEngine
 from peertune.errors import ConfigError, PeertuneError
 from peertune.ledger import COORDINATOR
-from peertune.payloads import Gain, Number, Payload, Profile, Receipt, Scores, Texts, Weights
+from peertune.payloads import (
+    Change,
+    Claims,
+    Gain,
+    Number,
+    Payload,
+    Picks,
+    Profile,
+    Receipt,
+    Scores,
+    Texts,
+    Verdicts,
+    Weights,
+)
 
 PATH_HERE = {"PYTHONPATH": str(Path(__file__).parent)}
 NAMES = ("a0", "a1", "a2", "a3", "open", "shut")
 RELEASE = {  # as the configuration's defaults
     "texts": "agents",
     "profile": "coordinator",
+    "claims": "coordinator",
+    "verdicts": "coordinator",
     "gain": "coordinator",
     "scores": "coordinator",
     "receipt": "coordinator",
@@ -107,6 +122,7 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "half": _half_an_answer,
     "idle": _die_soon,
 }
+FIRST_FAULT = 1000  # problems from here on are the faults
 DEADLY = ("exit", "kill", "half")
 QUIET = ("raise", "private", "own", "memory", "type", "foreign", "huge", "long")  # fail at the agent itself
 INVALID = ("garbage", "nan", "kind")  # fail where the answer is decoded
@@ -120,7 +136,7 @@ class ToyAgent:
         self._policy = RELEASE | POLICIES.get(name, {})
         self._metrics: list[tuple[str, float]] = []
         self._weights = self._first()
-        self._calls = 0
+        self._taught = self._pulled = self._calls = 0
 
     def call(self, verb: str, args: list[Payload]) -> Payload | None:
         self._calls += 1
@@ -150,17 +166,31 @@ class ToyAgent:
     def do_profile(self) -> Profile:
         return Profile((*self._weights.tolist(), *[0.0] * 28))
 
-    def do_answer(self, prompts: Texts, temperature: float) -> Payload:
-        if fault := FAULTS.get(prompts.items[0].removeprefix("!")):
-            return fault()
+    def do_draft(self, which: Picks, temperature: float, confident: int, tested: int) -> Claims:
         self._weights = self._weights + temperature
-        return Texts(tuple(f"{prompt} {self.name}:{self._loss():.6f}" for prompt in prompts.items))
+        count = len(which.items)
+        return Claims((round(10 * self._loss()),) * count, (1,) * count, (0,) * count)
 
-    def do_learn(self, prompts: Texts, answers: Texts, kd_weight: float, steps: int) -> Gain:
+    def do_share(self, which: Picks) -> Payload:
+        if which.items[0] >= FIRST_FAULT:
+            return list(FAULTS.values())[which.items[0] - FIRST_FAULT]()
+        return Texts(tuple(f"{problem} {self.name}:{self._loss():.6f}" for problem in which.items))
+
+    def do_accept(self, which: Picks, texts: Texts, tested: int) -> Verdicts:
+        """Texts of odd problems are of use."""
+        self._pulled += sum(len(text.encode()) for text in texts.items)
+        self._taught += sum(which.items) + sum(len(text) * index for index, text in enumerate(texts.items, 1))
+        return self.do_inspect(which, texts)
+
+    def do_inspect(self, which: Picks, texts: Texts) -> Verdicts:
+        return Verdicts(tuple(problem % 2 for problem, _ in zip(which.items, texts.items, strict=True)))
+
+    def do_learn(self, kd_weight: float, steps: int, tolerance: float, keep: int) -> Gain:
         before = self._loss()
-        taught = sum(map(len, prompts.items)) + sum(len(text) * index for index, text in enumerate(answers.items, 1))
-        self._weights = self._weights * (1 - kd_weight) + kd_weight * np.sin(taught + steps)
-        return Gain(before, self._loss(), sum(len(text.encode()) for text in answers.items) / 1000)
+        self._weights = self._weights * (1 - kd_weight) + kd_weight * np.sin(self._taught + steps)
+        gain = Gain(Change(before, self._loss(), 0.1), None, self._pulled / 1000, True)
+        self._taught = self._pulled = 0
+        return gain
 
     def do_grade(self, samples: int, temperature: float) -> Scores:
         return Scores((float(samples), 0.0), samples, {"validation_loss": self._loss()})
@@ -178,6 +208,7 @@ class ToyAgent:
         return Receipt(digest)
 
     def do_restore(self, receipt: Receipt) -> None:
+        self._taught = self._pulled = 0
         if receipt == FIRST:
             self._weights = self._first()
         else:
@@ -188,6 +219,11 @@ class ToyAgent:
 
     def _loss(self) -> float:
         return float(np.abs(self._weights).mean())
+
+
+def fault(name: str) -> Picks:
+    """What to ask `share` for, to have that fault."""
+    return Picks((FIRST_FAULT + list(FAULTS).index(name),))
 
 
 def build(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], list[dict[str, Any]]]:
