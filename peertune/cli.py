@@ -199,23 +199,37 @@ def export(
 
 
 @app.command()
-def study(
-    name: Annotated[str, typer.Argument(help="Which study: matchmaking.")],
-    quick: Annotated[bool, typer.Option("--quick", help="A small form, under a minute.")] = False,
+def study(  # noqa: PLR0913  each is an option of the command
+    name: Annotated[str, typer.Argument(help="Which study: matchmaking or knexa.")],
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(help="knexa: configurations, each a YAML file or a recipe; those of the study by default."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A small form: seconds, or (knexa) ten minutes.")] = False,
     to: Annotated[Path | None, typer.Option(help="The folder to write; study-NAME here by default.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="knexa: seeds of each configuration.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="knexa: runs at once; one a core by default.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="knexa: stop then, after the running rounds; call again to go on.")
+    ] = None,
+    set: Set = [],  # noqa: B006
 ) -> None:
-    """Measure a claim on synthetic federations: summary.json, table.md and figure.png. No model is loaded."""
-    if name != "matchmaking":
-        raise ConfigError(f"there is no study {name!r}; the only one is matchmaking")
+    """Measure a claim: summary.json, table.md and pictures.
 
-    from peertune.studies.matchmaking import QUICK, Plan
-    from peertune.studies.matchmaking import study as run_study
-    from peertune.terminal import counting
+    `matchmaking`: pairing policies on synthetic federations, without models. `knexa`: real federations over seeds, in
+    processes of one thread; stopped or killed, the same command goes on.
+    """
+    if name not in ("matchmaking", "knexa"):
+        raise ConfigError(f"there is no study {name!r}; expected matchmaking or knexa")
+    folder = to or Path(f"study-{name}-quick" if quick and name == "knexa" else f"study-{name}")
 
-    with counting("federations") as watch:
-        files = run_study(to or Path(f"study-{name}"), QUICK if quick else Plan(), watch)
-    typer.echo(files[1].read_text(encoding="utf-8"))
-    typer.echo(f"written: {', '.join(map(str, files))}")
+    from peertune.studies import command
+
+    if name == "knexa":
+        raise typer.Exit(command.knexa(folder, quick, files or [], set, (seeds, jobs, minutes)))
+    if files or set or seeds or jobs or minutes is not None:
+        raise ConfigError("the study matchmaking takes --quick and --to, and no configuration")
+    command.matchmaking(folder, quick)
 
 
 @contextmanager

@@ -274,7 +274,7 @@ def test_events_are_lines_of_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_study_refuses_what_it_does_not_know(peertune: Run, tmp_path: Path) -> None:
-    assert refused(peertune("study", "weather")) == "there is no study 'weather'; the only one is matchmaking"
+    assert refused(peertune("study", "weather")) == "there is no study 'weather'; expected matchmaking or knexa"
     (tmp_path / "file").write_text("")
     assert "name another folder with --to" in refused(peertune("study", "matchmaking", "--quick", "--to", "file"))
 

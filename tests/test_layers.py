@@ -105,8 +105,13 @@ RULES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     ),
     (
         "a study of policies needs no model and no run",
-        ("studies",),
+        ("studies.matchmaking", "studies.summary"),
         ("federation", "ledger", "config", "tasks", "lm", "engines", "methods", "checkpoint", *TOP, *HEAVY),
+    ),
+    (
+        "a study of runs reads ledgers; only its worker processes run anything",
+        ("studies.records", "studies.paired", "studies.goals", "studies.tables", "studies.figures"),
+        ("federation", "config", "tasks", "lm", "engines", "methods", "experiment", "agent", "cli", "terminal", *HEAVY),
     ),
     ("a report reads files, never a live run", ("report",), ("lm", "matchmakers", "agent", "terminal")),
     ("nobody but the command knows the command", tuple(sorted({"experiment", "runs", "export", "agent"})), ("cli",)),
