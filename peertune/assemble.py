@@ -12,6 +12,7 @@ import torch
 from peertune.agent import Agent, AgentData, AgentSettings
 from peertune.config.schema import (
     AgentConfig,
+    AnswersTask,
     CodeletsTask,
     Config,
     HumanEvalTask,
@@ -29,6 +30,7 @@ from peertune.lm.settings import AdapterSettings, TrainingSettings
 from peertune.lm.source import fingerprint
 from peertune.partition import PARTITIONS, deal, hold_out
 from peertune.profiles import AgentRecord, category_histogram, static_features
+from peertune.tasks.answers import ORDER, Answers
 from peertune.tasks.base import CODE_TASKS, Example, Task
 from peertune.tasks.codelets import Codelets
 from peertune.tasks.disjoint import check_disjoint
@@ -91,6 +93,8 @@ def make_task(config: TaskConfig, seed: int, sandbox: Sandbox | None) -> Task:
             return HumanEval(config.path, sandbox)
         case RecordsTask():
             return Records(test=config.test, transfer=config.transfer)
+        case AnswersTask():
+            return Answers(config.path, seed, {split: getattr(config, split) for split in ORDER})
 
 
 def public_examples(config: Config) -> tuple[list[Example], list[Example]]:
@@ -98,7 +102,7 @@ def public_examples(config: Config) -> tuple[list[Example], list[Example]]:
     known. Raises `ConfigError` if their file cannot be read.
     """
     task = config.task
-    if isinstance(task, CodeletsTask):
+    if isinstance(task, CodeletsTask | AnswersTask):
         made = make_task(task, config.seed, None)
         return made.examples("transfer"), made.examples("probe")
     return (read_examples(task.transfer, completions=False) if task.transfer else []), []
@@ -106,7 +110,7 @@ def public_examples(config: Config) -> tuple[list[Example], list[Example]]:
 
 def _private_data(config: Config, task: Task) -> dict[str, tuple[list[Example], list[Example]]]:
     """What the task deals to each agent; nothing where agents bring their own."""
-    if not isinstance(config.task, CodeletsTask | MBPPTask) or config.agents[0].data is not None:
+    if not isinstance(config.task, CodeletsTask | MBPPTask | AnswersTask) or config.agents[0].data is not None:
         return {}
     pools = (task.examples("train"), task.examples("validation"))
     section = config.task.partition

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from peertune.config.reader import RECIPES
-from peertune.config.schema import CodeletsTask, HumanEvalTask, MBPPTask, RecordsTask
+from peertune.config.schema import AnswersTask, CodeletsTask, HumanEvalTask, MBPPTask, RecordsTask
 from peertune.errors import ConfigError
 from peertune.ledger import Ledger, total_bytes
 from peertune.matchmakers import MATCHMAKERS
 from peertune.methods import METHODS
 from peertune.runs import LEDGER
 
-TASKS = (CodeletsTask, HumanEvalTask, MBPPTask, RecordsTask)
+TASKS = (CodeletsTask, HumanEvalTask, MBPPTask, RecordsTask, AnswersTask)
 
 Entries = list[tuple[str, str]]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from peertune.config.schema import Config, HumanEvalTask, MBPPTask, RecordsTask
+from peertune.config.schema import AnswersTask, Config, HumanEvalTask, MBPPTask, RecordsTask
 from peertune.errors import ConfigError
 from peertune.lm.source import resolve
 from peertune.tasks.programs import FILE_KINDS
@@ -31,6 +31,8 @@ def _places(config: Config) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     task = config.task
     if isinstance(task, MBPPTask | HumanEvalTask):
         yield "task.path", task.path, FILE_KINDS
+    if isinstance(task, AnswersTask):
+        yield "task.path", task.path, KINDS
     if isinstance(task, RecordsTask):
         yield "task.test", task.test, KINDS
     if isinstance(task, MBPPTask | HumanEvalTask | RecordsTask) and task.transfer:

@@ -124,7 +124,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, added: str, expected: str) -> Non
     ("old", "new", "expected"),
     [
         ("task: codelets", "task: codeletz", "c.yaml:1: [task] unknown type 'codeletz'; did you mean 'codelets'? "
-         "(valid: codelets, mbpp, humaneval, records)"),
+         "(valid: codelets, mbpp, humaneval, records, answers)"),
         ("method: knexa", "method: {kd_weight: [0, 1]}", "c.yaml:5: [method] the key 'type' is missing; "
          "valid: local, knexa"),
         ("method: knexa", "method: 3", "c.yaml:5: [method] expected a section of `key: value`, found 3"),
@@ -139,7 +139,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, added: str, expected: str) -> Non
          "c.yaml:1: [task.partition] 'alpha' is not used by type 'iid', only by dirichlet; "
          "remove it or change the type"),
         ("task: codelets", "task: {type: codelets, path: x}",
-         "c.yaml:1: [task] 'path' is not used by type 'codelets', only by mbpp, humaneval; "
+         "c.yaml:1: [task] 'path' is not used by type 'codelets', only by mbpp, humaneval, answers; "
          "remove it or change the type"),
         ("model: bundled/gpt2", "name: a", "c.yaml:4: [agents.1] the key 'model' is missing; add it"),
         ("model: bundled/gpt2", "model: x, release: {texts: all}",

@@ -44,6 +44,8 @@ def _data(config: "Config") -> None:
         raise ValueError(
             f"task {task.type!r} has no training data of its own; give {', '.join(without)} a `data: {{path: ...}}`"
         )
+    if task.type == "answers" and len(without) < len(config.agents):
+        raise ValueError("task 'answers' deals its examples to all agents; remove their `data`, or use task 'records'")
     if task.type in ("codelets", "mbpp") and len(without) not in (0, len(config.agents)):
         raise ValueError(
             f"task {task.type!r} deals its examples to all agents or to none; {', '.join(without)} have "
@@ -58,23 +60,26 @@ def _data(config: "Config") -> None:
 
 def _partition(config: "Config") -> None:
     task, agents = config.task, len(config.agents)
-    if (task.type != "codelets" and task.type != "mbpp") or config.agents[0].data is not None:
+    if task.type == "humaneval" or task.type == "records" or config.agents[0].data is not None:
         return
-    if task.type == "codelets":
+    if task.type != "mbpp":
         for key, least in (("train", MIN_TRAIN), ("validation", MIN_VALIDATION)):
             if getattr(task, key) < least * agents:
                 raise ValueError(
                     f"task.{key} is {getattr(task, key)}, but {agents} agents need at least {least} examples each; "
                     f"set it to {least * agents} or more"
                 )
-    categories, partition = CATEGORIES[task.type], task.partition
+    partition = task.partition
+    if partition.type == "experts" and partition.experts >= agents:
+        raise ValueError(f"partition: {partition.experts} experts need more than {agents} agents; lower `experts`")
+    if task.type == "answers":  # its categories stand in a file, which is not read here
+        return
+    categories = CATEGORIES[task.type]
     if partition.type == "by_category" and agents > categories:
         raise ValueError(
             f"partition: by_category gives each category to one agent, and {agents} agents are more than the "
             f"{categories} categories of {task.type!r}; use another partition or fewer agents"
         )
-    if partition.type == "experts" and partition.experts >= agents:
-        raise ValueError(f"partition: {partition.experts} experts need more than {agents} agents; lower `experts`")
     if partition.type == "experts" and partition.experts > categories:
         raise ValueError(
             f"partition: {partition.experts} experts cannot share the {categories} categories of {task.type!r}; "
@@ -126,8 +131,10 @@ def _released(config: "Config", user: str, needs: dict[str, str]) -> None:
 
 def _evaluation(config: "Config") -> None:
     evaluation = config.evaluation
-    if evaluation.codebleu and config.task.type == "records":
-        raise ValueError("evaluation: CodeBLEU compares programs, task 'records' holds any text; remove `codebleu`")
+    if evaluation.codebleu and config.task.type in ("records", "answers"):
+        raise ValueError(
+            f"evaluation: CodeBLEU compares programs, task {config.task.type!r} holds any text; remove `codebleu`"
+        )
     if evaluation.codebleu and not importlib.util.find_spec("codebleu"):
         raise ValueError(
             "evaluation: `codebleu` needs a library: pip install -e '.[metrics]' in the checkout; or remove it"

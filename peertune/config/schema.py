@@ -72,8 +72,21 @@ class RecordsTask(Typed):
     transfer: str | None = None
 
 
+class AnswersTask(Typed):
+    """Your own questions in categories, one right answer each, dealt to the agents. Sizes are examples in all."""
+
+    type: Literal["answers"] = "answers"
+    path: str
+    train: PositiveInt = 480
+    validation: PositiveInt = 96
+    transfer: Count = 96
+    probe: Count = 48
+    test: PositiveInt = 96
+    partition: PartitionConfig = {"type": "dirichlet"}
+
+
 TaskConfig = Annotated[
-    CodeletsTask | MBPPTask | HumanEvalTask | RecordsTask,
+    CodeletsTask | MBPPTask | HumanEvalTask | RecordsTask | AnswersTask,
     Field(discriminator="type"),
     BeforeValidator(bare_name),
 ]

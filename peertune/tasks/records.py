@@ -62,9 +62,12 @@ class Records(Task):
         return text.strip()
 
     def grade(self, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
-        return [
-            float(text.split() == example.completion.split()) for example, text in zip(examples, texts, strict=True)
-        ]
+        return exact_match(examples, texts)
+
+
+def exact_match(examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
+    """1 where a text equals the completion, white space aside, else 0."""
+    return [float(text.split() == example.completion.split()) for example, text in zip(examples, texts, strict=True)]
 
 
 def locate(path: str, kinds: tuple[str, ...] = KINDS) -> Literal["file", "folder", "hub"]:

@@ -1,0 +1,101 @@
+"""Write the file of a task of type `answers`: questions in twelve categories, one right answer each, as JSON Lines.
+
+`lists`: questions about short lists of numbers, computed, in the manner of Super-NaturalInstructions' tasks about lists
+(Wang et al. 2022, arXiv:2204.07705; task079_conala_concat_strings, task095_conala_max_absolute_value,
+task096_conala_list_index_subtraction, ...; those with large numbers are beyond models of 0.4M parameters).
+
+`intents`: 24 of the 77 intents of BANKING77 (Casanueva et al. 2020, arXiv:2003.04807; CC BY 4.0), two in each category,
+from a folder with banking77_train.csv and banking77_test.csv (train.csv and test.csv of `banking_data` in
+github.com/PolyAI-LDN/task-specific-datasets; columns `text` and `category`).
+
+Prompts are docstrings and answers are the lines that return them: the form that the bundled models know.
+"""
+
+import argparse
+import csv
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+Numbers = list[int]
+Row = tuple[str, str, str]  # category, question, answer
+
+EACH = 400  # questions of a category about lists
+LISTS: dict[str, tuple[str, Callable[[Numbers], object]]] = {  # category -> (question, answer)
+    "first": ("first number of {}", lambda numbers: numbers[0]),
+    "last": ("last number of {}", lambda numbers: numbers[-1]),
+    "count": ("how many numbers in {}", len),
+    "largest": ("largest number in {}", max),
+    "rest": ("all but the first of {}", lambda numbers: numbers[1:]),
+    "front": ("all but the last of {}", lambda numbers: numbers[:-1]),
+    "alternate": ("every second of {}", lambda numbers: numbers[::2]),
+    "negate": ("negate all of {}", lambda numbers: [-number for number in numbers]),
+    "absolute": ("without signs: {}", lambda numbers: [abs(number) for number in numbers]),
+    "tenfold": ("ten times all of {}", lambda numbers: [10 * number for number in numbers]),
+    "prepend": ("put 0 in front of {}", lambda numbers: [0, *numbers]),
+    "concat": ("written together: {}", lambda numbers: "".join(map(str, numbers))),
+}
+INTENTS: dict[str, tuple[str, str]] = {
+    "account": ("age_limit", "terminate_account"),
+    "atm": ("atm_support", "card_swallowed"),
+    "brands": ("apple_pay_or_google_pay", "visa_or_mastercard"),
+    "cards": ("activate_my_card", "card_about_to_expire"),
+    "checks": ("verify_source_of_funds", "why_verify_identity"),
+    "codes": ("change_pin", "passcode_forgotten"),
+    "exchange": ("exchange_rate", "exchange_via_app"),
+    "profile": ("country_support", "edit_personal_details"),
+    "security": ("compromised_card", "lost_or_stolen_phone"),
+    "top_up": ("automatic_top_up", "top_up_by_cash_or_cheque"),
+    "transfer": ("cancel_transfer", "transfer_timing"),
+    "virtual": ("disposable_card_limits", "getting_virtual_card"),
+}
+
+
+def list_rows(seed: int) -> Iterator[Row]:
+    """`EACH` different questions of every category: lists of 3 to 6 numbers below 10, with signs where it matters."""
+    for category, (question, answer) in LISTS.items():
+        draw = random.Random(f"{seed}|{category}")
+        low = -9 if category == "absolute" else 0
+        seen: set[tuple[int, ...]] = set()
+        while len(seen) < EACH:
+            numbers = [draw.randint(low, 9) for _ in range(draw.randint(3, 6))]
+            if tuple(numbers) not in seen:
+                seen.add(tuple(numbers))
+                yield category, question.format(numbers), str(answer(numbers))
+
+
+def intent_rows(folder: Path) -> Iterator[Row]:
+    """The messages of the chosen intents, in the order of the files."""
+    categories = {intent: category for category, intents in INTENTS.items() for intent in intents}
+    for name in ("banking77_train.csv", "banking77_test.csv"):
+        with (folder / name).open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                if row["category"] in categories:
+                    yield categories[row["category"]], " ".join(row["text"].split()), row["category"]
+
+
+def record(row: Row) -> str:
+    category, question, answer = row
+    fields = {"prompt": f'"""{question}"""', "completion": f"\n    return {answer}", "category": category}
+    return json.dumps(fields)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    lists = kinds.add_parser("lists", help="questions about lists; needs no other data")
+    lists.add_argument("--seed", type=int, default=0)
+    intents = kinds.add_parser("intents", help="messages to a bank and what they are about, from BANKING77")
+    intents.add_argument("folder", type=Path, help="holds banking77_train.csv and banking77_test.csv")
+    for each in (lists, intents):
+        each.add_argument("out", type=Path, help="the .jsonl file to write")
+    arguments = parser.parse_args()
+    rows = list(list_rows(arguments.seed) if arguments.kind == "lists" else intent_rows(arguments.folder))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text("".join(record(row) + "\n" for row in rows), encoding="utf-8")
+    print(f"{arguments.out}: {len(rows)} questions in {len({row[0] for row in rows})} categories")
+
+
+if __name__ == "__main__":
+    main()
