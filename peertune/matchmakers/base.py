@@ -45,7 +45,9 @@ class Matchmaker(ABC):
 
     @abstractmethod
     def update(self, state: State, pair: Pair, reward: float) -> State:
-        """The state after `pair`, which `match` had returned, earned `reward`."""
+        """The state after `pair`, which `match` had returned, earned `reward`. A policy that learns raises `ValueError`
+        for a reward that is not a finite number.
+        """
 
     def update_all(self, state: State, exchanges: Iterable[tuple[Pair, float]]) -> State:
         """The state after all these exchanges, in order: what a large federation needs once a round."""
@@ -63,6 +65,13 @@ class Matchmaker(ABC):
 def identity(name: str) -> int:
     """What a state keeps of an agent's name: 63 bits, so that even 100 000 names are all different."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def finite(reward: float) -> float:
+    """`reward`, if it is a finite number; `ValueError` if not."""
+    if not math.isfinite(reward):
+        raise ValueError(f"a reward must be a finite number, found {reward}; drop the report")
+    return reward
 
 
 def directed_pairs(

@@ -1,26 +1,51 @@
-"""What any designer would want to know of a directed pair, computed from the two profiles and the pair's history.
+"""What any designer would want to know of a directed pair: from the two profiles, the coordinator's evidence on the
+source, the protocol, and the pair's history.
 
-Written down before anything was run and not changed since (though not in ignorance of the synthetic environments, whose
-formulas are public; agents' hidden qualities are in no feature). Two agents can help each other if they know different
-things, hence the overlap of their data; the source must know what the receiver lacks, hence complementarity and gaps; a
-strong receiver has little left to learn, hence headroom; gaps can be too wide to learn across, hence squares; text
-passes more easily between equal models, hence family and size; gains are used up, hence recency and earlier gains.
-All features lie in about -1..1, so that one prior fits all.
+The features of profiles were written down before anything was run and not changed since (though not in ignorance of the
+synthetic environments, whose formulas are public; agents' hidden qualities are in no feature). Two agents can help each
+other if they know different things, hence the overlap of their data; the source must know what the receiver lacks,
+hence complementarity and gaps; a strong receiver has little left to learn, hence headroom; gaps can be too wide to
+learn across, hence squares; text passes more easily between equal models, hence family and size; gains are used up,
+hence recency, with one step for each exchange since, so that the shape of the curve is learnt, and earlier gains. All
+features lie in about -2..2, so that one prior width fits all.
 """
 
 import numpy as np
 
+from peertune.matchmakers.candidates import PROTOCOLS
 from peertune.profiles import HISTOGRAM, INVERSE_PERPLEXITY, PARAMETERS, SCORE
 
 FAMILY = slice(0, 5)
+_STEPS = tuple(range(1, 9))  # exchanges of either side with others since the two met
 NAMES = (
     *("one", "distance", "root_distance", "overlap_gap", "complementarity", "new_share"),
     *("score_gap", "score_gap_size", "score_gap_square", "room", "score_lead_room", "score_source"),
     *("loss_gap", "loss_gap_size", "loss_lead_room", "same_family", "size_gap"),
-    *("met_just_now", "met_lately", "never_met", "earlier_gain", "earlier_gain_reversed"),
+    *("trust", "logits", "adapter"),
+    *(f"met_within_{step}" for step in _STEPS),
+    *("never_met", "earlier_gain", "earlier_gain_reversed"),
 )
-_JUST_NOW, _LATELY = 2.0, 8.0  # exchanges of either side with others, after which a meeting counts 1/e
 _SHRINK = 1.0  # earlier gains of a pair are averaged with as much evidence of no difference
+
+
+def prior_mean() -> np.ndarray:
+    """What to expect before any reward, in standard deviations of the reward, by feature: float64 [31].
+
+    Only signs and rough sizes, set once: other data, a lead where there is room, and a trusted source help; who has
+    just met has less to gain, less so with every exchange since, and new partners are worth a try.
+    """
+    known = {"root_distance": 1.0, "complementarity": 1.0, "score_lead_room": 1.0, "trust": 1.0, "never_met": 0.3}
+    known |= {f"met_within_{step}": np.exp(-step / 2) - np.exp(-(step - 1) / 2) for step in _STEPS}
+    return np.array([known.get(name, 0.0) for name in NAMES])
+
+
+def pair_features(contexts: np.ndarray, trust: np.ndarray, protocols: np.ndarray) -> np.ndarray:
+    """The 20 features that need no history: `contexts` float64 [pairs, 64], the source's `trust` (0..1, so that 0.5,
+    nothing known, becomes 0), `protocols` by place in `PROTOCOLS`. Returns float64 [pairs, 20].
+    """
+    half = contexts.shape[1] // 2
+    ways = [protocols == PROTOCOLS.index(protocol) for protocol in ("logits", "adapter")]
+    return np.column_stack([profile_features(contexts[:, :half], contexts[:, half:]), 2 * trust - 1, *ways])
 
 
 def profile_features(source: np.ndarray, receiver: np.ndarray) -> np.ndarray:
@@ -56,15 +81,9 @@ def profile_features(source: np.ndarray, receiver: np.ndarray) -> np.ndarray:
 
 
 def history_features(since: np.ndarray, gains: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The 5 features of a pair's history, by row. `since`: exchanges that either side had with others since the two
+    """The 11 features of a pair's history, by row. `since`: exchanges that either side had with others since the two
     met, on average, inf if never. `gains`, `weights`: [pairs, 2], (directed, reversed) sums of earlier standardised
-    gains and the evidence behind them. Returns float64 [pairs, 5].
+    gains and the evidence behind them. Returns float64 [pairs, 11].
     """
-    return np.column_stack(
-        [
-            np.exp(-since / _JUST_NOW),
-            np.exp(-since / _LATELY),
-            np.isinf(since),
-            np.clip(gains / (weights + _SHRINK), -2, 2),
-        ]
-    )
+    met = since[:, None] < np.array(_STEPS)
+    return np.column_stack([met, np.isinf(since), np.clip(gains / (weights + _SHRINK), -2, 2)])

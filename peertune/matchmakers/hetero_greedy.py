@@ -53,5 +53,5 @@ def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def _relative_entropy(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    ratio = np.divide(p, q, out=np.ones_like(p), where=p > 0)
+    ratio = np.divide(p, q, out=np.ones_like(p), where=(p > 0) & (q > 0))
     return np.sum(p * np.log2(ratio), axis=-1)

@@ -14,7 +14,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Gt
 
-from peertune.matchmakers.base import Matchmaker, Pair, State, greedy_pairs, with_predictions
+from peertune.matchmakers.base import Matchmaker, Pair, State, finite, greedy_pairs, with_predictions
 
 CONTEXT_SIZE = 64
 
@@ -50,7 +50,7 @@ class LinUCB(Matchmaker):
         return with_predictions(chosen, dict(zip(candidates, rewards, strict=True)))
 
     def update(self, state: State, pair: Pair, reward: float) -> State:
-        rewards = _welford(state["rewards"], reward)
+        rewards = _welford(state["rewards"], finite(reward))
         x, inverse = pair.context, state["inverse"]
         projected = inverse @ x
         return {
