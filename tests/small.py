@@ -12,6 +12,13 @@ from peertune.experiment import Experiment
 from peertune.ledger import Event, Ledger
 
 FAMILIES = ("llama", "gpt2")
+# the paper's exchange: one source for all prompts, and every text is used; texts of tiny models pass no test
+PAPER: dict[str, Any] = {
+    **{"type": "knexa", "route": "set", "matchmaker": "linucb", "reward": "private"},
+    **{"tested": False, "keep_best": False},
+}
+# a source for every prompt; every text is offered, and none is too unlikely to be pulled
+ROUTED: dict[str, Any] = {"type": "knexa", "router": {"type": "beta", "floor": 0.0}, "tested": False, "audit": 2}
 
 
 def make_models(folder: Path) -> dict[str, str]:
@@ -24,9 +31,17 @@ def small_config(models: dict[str, str], who: str = "llama gpt2 llama gpt2", **c
     sections: dict[str, Any] = {
         "seed": 0,
         "rounds": 2,
-        "task": {"type": "codelets", "train": 48, "validation": 32, "transfer": 6, "test": 8, "partition": "iid"},
+        "task": {
+            "type": "codelets",
+            "train": 48,
+            "validation": 32,
+            "transfer": 6,
+            "probe": 4,
+            "test": 8,
+            "partition": "iid",
+        },
         "agents": [{"model": models[name]} for name in who.split()],
-        "method": "knexa",
+        "method": PAPER,
         "budget": {"warm_start_steps": 2, "local_steps": 1, "exchange_steps": 2},
         "training": {"batch_size": 4},
         "evaluation": {"max_new_tokens": 8, "every": 2},

@@ -94,7 +94,9 @@ def test_prompts_are_distinct_and_parse():
             function = ast.parse(example.prompt + example.completion).body[0]
             assert isinstance(function, ast.FunctionDef) and ast.get_docstring(function)
             assert example.prompt.endswith('"""') and example.completion.startswith("\n    return ")
-            assert len(example.tests) == TESTS and all("\n" not in line for line in example.tests)
+            assert len(example.public) == (2 if split in ("transfer", "probe") else 0)
+            tests = (*example.public, *example.tests)
+            assert len(tests) == TESTS and all("\n" not in line for line in tests)
 
 
 def test_a_smaller_task_is_the_beginning_of_a_larger_one():

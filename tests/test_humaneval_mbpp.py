@@ -89,7 +89,7 @@ def test_humaneval_grades(sandbox: Sandbox, tmp_path: Path, text: str, grade: fl
 def test_humaneval_example(tmp_path: Path) -> None:
     task = HumanEval(write(tmp_path / "h.jsonl.gz", ADD), None)
     assert task.examples("test") == [
-        Example(ADD["prompt"], ADD["canonical_solution"], "code", (ADD["test"], "check(add)\n"), "HumanEval/x")
+        Example(ADD["prompt"], ADD["canonical_solution"], "code", (ADD["test"], "check(add)\n"), key="HumanEval/x")
     ]
     with pytest.raises(ConfigError, match="no train split"):
         task.examples("train")
@@ -129,11 +129,28 @@ def test_mbpp_example_and_splits(tmp_path: Path) -> None:
         prompt='"""\nWrite a function to double a number.\ntwice(object)\n"""\n',
         completion="def twice(x):\n\treturn 2 * x\n",
         category="code",
-        tests=("ONE = 1", "assert twice(ONE) == 2", "assert twice(2) == 4", "assert twice(-3) == -6"),
+        tests=("ONE = 1\nassert twice(ONE) == 2", "ONE = 1\nassert twice(2) == 4", "ONE = 1\nassert twice(-3) == -6"),
         key="MBPP/11",
     )
     with pytest.raises(ConfigError, match="no probe split"):
         task.examples("probe")
+
+
+def test_two_asserts_of_a_transfer_problem_are_public_and_count_no_more(tmp_path: Path) -> None:
+    rows = [TWICE | {"task_id": 1}, TWICE | {"task_id": 2, "test_list": TWICE["test_list"][:2]}]
+    three, two = MBPP(write(tmp_path / "m.jsonl", *rows), None).examples("transfer")
+    assert three.public == ("ONE = 1\nassert twice(ONE) == 2", "ONE = 1\nassert twice(2) == 4")
+    assert three.tests == ("ONE = 1\nassert twice(-3) == -6",)
+    assert two.public == () and len(two.tests) == 2  # one must be left to grade with
+
+
+@needs_bubblewrap
+def test_public_tests_and_the_grade_judge_apart(sandbox: Sandbox, tmp_path: Path) -> None:
+    task = MBPP(write(tmp_path / "m.jsonl", TWICE | {"task_id": 1}), sandbox)
+    texts = [TWICE["code"], "def twice(x):\n    return 2 * abs(x)\n", "def twice(x):\n    return -6\n", ""]
+    problems = task.examples("transfer") * 4
+    assert task.check(problems, texts) == [True, True, False, False]
+    assert task.grade(problems, texts) == [1.0, 0.0, 1.0, 0.0]
 
 
 @needs_bubblewrap

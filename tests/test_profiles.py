@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peertune.payloads import PROFILE_SIZE, Gain, Profile, decode, encode
+from peertune.drafts import Lesson
+from peertune.payloads import PROFILE_SIZE, Change, Gain, Profile, decode, encode
 from peertune.profiles import (
     BINS,
     DYNAMIC,
@@ -77,6 +78,10 @@ def test_histogram_is_a_distribution(categories: list[str], known: tuple[str, ..
     assert sum(histogram) == pytest.approx(1)
 
 
+def gain(before: float, after: float) -> Gain:
+    return Gain(Change(before, after, 0.0), Change(9.0, 1.0, 0.0), kilobytes=9, kept=True)
+
+
 def test_the_32_numbers_of_two_rounds() -> None:
     agent = AgentRecord(
         static=static_features("gpt2", 10**6, 10**4, 63), histogram=category_histogram(["c00", "c02"], CATEGORIES)
@@ -90,8 +95,8 @@ def test_the_32_numbers_of_two_rounds() -> None:
     assert first.values == pytest.approx((*static, *dynamic, *histogram), abs=1e-12)
     agent.steps, agent.given = 92, 1
     agent.trained(1.5)
-    agent.learned(Gain(before=2.0, after=1.5, kilobytes=9))
-    agent.learned(Gain(before=1.5, after=1.75, kilobytes=9))
+    agent.learned(gain(2.0, 1.5))
+    agent.learned(gain(1.5, 1.75))
     second = build_profile(agent, loss=1.75, score=0.5)
     dynamic = (1.75, -0.25, 0.5, 0.25, math.exp(-1.75), 1.5, -1.0, 0.2, 0.1, -0.25, 0.125, 0.092)
     assert second.values == pytest.approx((*static, *dynamic, *histogram), abs=1e-12)
@@ -121,10 +126,22 @@ def test_any_sane_profile_can_be_sent(
     agent = record()
     agent.steps = steps
     for before, after in exchanges:
-        agent.learned(Gain(before, after, 1.0))
+        agent.learned(gain(before, after))
     profile = build_profile(agent, loss, score)
     assert decode(encode(profile)) == profile
     assert len(profile.values) == PROFILE_SIZE and all(type(value) is float for value in profile.values)
+
+
+def test_two_agents_do_not_share_their_lessons() -> None:
+    first, second = record(), record()
+    first.lessons[0] = Lesson("return 0", verified=False)
+    assert second.lessons == {}
+
+
+def test_lessons_do_not_show_in_a_profile() -> None:
+    plain, taught = record(), record()
+    taught.lessons[0] = Lesson("return 0", verified=True)
+    assert build_profile(plain, 1.0, 0.5) == build_profile(taught, 1.0, 0.5)
 
 
 def test_there_is_no_room_for_text() -> None:
@@ -135,6 +152,7 @@ def test_there_is_no_room_for_text() -> None:
 def test_a_record_survives_its_checkpoint(tmp_path: Path) -> None:
     agent = record()
     agent.trained(1.5)
+    agent.lessons[3] = Lesson("return 3", verified=True)
     build_profile(agent, 1.0, 0.5)
     (tmp_path / "record").write_bytes(msgspec.json.encode(agent))
     assert msgspec.json.decode((tmp_path / "record").read_bytes(), type=AgentRecord) == agent
