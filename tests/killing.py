@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small import ignore, last_checkpoint, make_models, small_config
+from small import ROUTED, ignore, last_checkpoint, make_models, small_config
 
 from peertune.config.schema import Config
 from peertune.experiment import Experiment
@@ -38,7 +38,8 @@ def make_config(folder: Path, workers: int) -> Config:
     task = {"type": "records", "test": records(folder, "test", 2), "transfer": records(folder, "transfer", 2)}
     evaluation = {"max_new_tokens": 4, "every": 2}
     LanguageModel.load(next(iter(models.values())), "cpu")  # what it imports, every child has
-    return small_config({}, "", agents=agents, task=task, evaluation=evaluation, engine={"workers": workers})
+    engine = {"workers": workers}
+    return small_config({}, "", agents=agents, task=task, method=ROUTED, evaluation=evaluation, engine=engine)
 
 
 def work(folder: Path, config: Config) -> None:

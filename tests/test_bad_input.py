@@ -20,7 +20,7 @@ import pytest
 import yaml
 from peft import PeftModel
 from safetensors.torch import save_file
-from small import make_models
+from small import PAPER, make_models
 from tiny import make_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -39,7 +39,7 @@ CONFIG: dict[str, Any] = {
         {"name": "lab", "model": "models/gpt2", "data": {"path": "data/lab.jsonl"}},
     ],
     "training": {"batch_size": 4},
-    "method": "knexa",
+    "method": PAPER,
     "budget": {"warm_start_steps": 2, "local_steps": 2, "exchange_steps": 2},
     "evaluation": {"max_new_tokens": 4},
     "engine": {"workers": 0, "device": "cpu"},

@@ -89,7 +89,8 @@ def problem(tmp_path: Path, text: str, *overrides: str) -> str:
         (
             "baselines: {random: {type: knexa, matchmakr: uniform}}",
             "c.yaml:6: [baselines.random] unknown key 'matchmakr'; did you mean 'matchmaker'? "
-            "(valid: type, matchmaker, kd_weight, gain_weight, byte_weight, temperature, max_pairs)",
+            "(valid: type, kd_weight, temperature, tested, confident, keep_best, rollback, matchmaker, router, route, "
+            "reward, gain_weight, byte_weight, max_pairs, retries, audit)",
         ),
         (
             "baselines: {local: {type: local, kd_weight: [0, 1]}}",
@@ -282,7 +283,7 @@ def test_the_last_override_wins(tmp_path: Path) -> None:
         ("agents.-1.model=x", "--set 'agents.-1.model=x': '-1' is not a place in a list of 2 (counted from 0)"),
         ("agents.²=x", "--set 'agents.²=x': '²' is not a place in a list of 2 (counted from 0)"),
         ("agents.0.modell=x", "--set 'agents.0.modell=x': [agents.0] unknown key 'modell'; did you mean 'model'? "
-         "(valid: model, name, data, adapter, release)"),
+         "(valid: model, name, data, fault, adapter, release)"),
         ("method.matchmaker.beta=3", "--set 'method.matchmaker.beta=3': [method.matchmaker] the key 'type' is missing; "
          "valid: linucb, pairwise, uniform, round_robin, hetero_greedy"),
         ("version=9", f"--set 'version=9': [version] expected a number less than or equal to {VERSION}, found 9"),
@@ -431,7 +432,16 @@ def names_read_outside_config() -> set[str]:
 def test_no_key_is_accepted_and_ignored() -> None:
     used = names_read_outside_config()
     keys = {key for section in sections(Config) for key in section.model_fields}
-    kinds = {"texts", "profile", "gain", "scores", "receipt", "weights"}  # of `release`, looked up by kind
+    kinds = {
+        "texts",
+        "profile",
+        "claims",
+        "verdicts",
+        "gain",
+        "scores",
+        "receipt",
+        "weights",
+    }  # of `release`, looked up by kind
     assert keys - used - kinds == set()
 
 

@@ -97,7 +97,8 @@ def evaluate(ledger: Ledger, arm: str, round: int, grades: dict[str, list[int]],
 
 def exchange(ledger: Ledger, round: int, pair: tuple[str, str], reward: float, predicted: float | None) -> None:
     source, receiver = pair
-    numbers = {"before": 2.0, "after": 1.9, "kilobytes": 1.5, "reward": reward, "predicted": predicted}
+    numbers = {"before": 2.0, "after": 1.9, "error": 0.01, "kilobytes": 1.5, "reward": reward, "predicted": predicted}
+    numbers |= {"texts": 8, "useful": 5, "kept": True, "probe_before": 3.0, "probe_after": 2.5, "probe_error": 0.02}
     ledger.append("knexa", round, "round", "pair", {"source": source, "receiver": receiver, **numbers})
 
 
@@ -135,7 +136,7 @@ def knexa_round(ledger: Ledger, round: int) -> None:
     transfer(ledger, "knexa", round, "round", "ada", "bela", "texts", 1_500)
     if round == 1:
         exchange(ledger, 1, ("ada", "bela"), 0.25, None)
-        cause = {"agent": "cleo", "verb": "answer", "cause": HOSTILE}
+        cause = {"agent": "cleo", "verb": "share", "cause": HOSTILE}
         ledger.append("knexa", 1, "round", "failure", cause)
     else:
         exchange(ledger, 2, ("ada", "bela"), -0.05, 0.15)
@@ -223,9 +224,24 @@ def test_agents(run: Path) -> None:
 
 def test_pairs(run: Path) -> None:
     assert pairs_table(opened(run)).rows == [
-        ["knexa", "ada", "bela", "2", "+0.1000", "+0.1500", "2.0000", "1.9000", "3.0"],
-        ["knexa", "bela", "cleo", "1", "+0.1000", "+0.1000", "2.0000", "1.9000", "1.5"],
+        ["knexa", "ada", "bela", "2", "16", "10", "+0.1000", "+0.1500", "2.0000", "1.9000"],
+        ["knexa", "bela", "cleo", "1", "8", "5", "+0.1000", "+0.1000", "2.0000", "1.9000"],
     ]
+
+
+def test_a_receiver_with_two_sources_in_a_round(tmp_path: Path) -> None:
+    ledger = begin(tmp_path / "r", configuration())
+    evaluate(ledger, "start", 0, GRADES["start"][0])
+    for source in ("ada", "cleo"):
+        exchange(ledger, 1, (source, "bela"), 0.1, None)
+    evaluate(ledger, "knexa", 1, GRADES["knexa"][1])
+    ledger.commit()
+    assert [row[:6] for row in pairs_table(ledger).rows] == [
+        ["knexa", "ada", "bela", "1", "8", "5"],
+        ["knexa", "cleo", "bela", "1", "8", "5"],
+    ]
+    text = Reader(write_report(tmp_path / "r").read_text(encoding="utf-8")).text
+    assert "2 exchanges, mean reward +0.1000; this matchmaker predicts nothing." in text
 
 
 def test_traffic(run: Path) -> None:
@@ -252,7 +268,7 @@ def test_what_the_coordinator_received(run: Path) -> None:
 
 def test_failures_and_cost(run: Path) -> None:
     ledger = opened(run)
-    assert [row[:5] for row in failures_table(ledger).rows] == [["knexa", "1", "round", "cleo", "answer"]]
+    assert [row[:5] for row in failures_table(ledger).rows] == [["knexa", "1", "round", "cleo", "share"]]
     assert cost_table(ledger).rows == [
         ["start", "3", "3.8", "3.0", "530"],
         ["local", "6", "7.5", "6.0", "1,020"],

@@ -78,14 +78,16 @@ def pairs_table(ledger: Ledger) -> Table:
         "Source",
         "Receiver",
         "Exchanges",
+        "Texts",
+        "Of use",
         "Mean reward",
         "Mean predicted",
         "Loss before",
         "Loss after",
-        "kB",
     ]
     note = (
-        "Means over the exchanges of a pair; kB is their sum. Loss: the receiver's own validation loss, nats a token."
+        "Means over the exchanges of a pair; texts are their sum. Loss: the receiver's own validation loss, nats a "
+        "token. A receiver with several sources in a round has one reward and one loss for all of them together."
     )
     return Table("Who taught whom", columns, rows, note, labels=3)
 
@@ -94,10 +96,10 @@ def _exchange_numbers(bodies: Sequence[dict[str, float]]) -> list[str]:
     predicted = [body["predicted"] for body in bodies if body["predicted"] is not None]
     return [
         str(len(bodies)),
+        *(str(sum(body[key] for body in bodies)) for key in ("texts", "useful")),
         f"{np.mean([body['reward'] for body in bodies]):+.4f}",
         f"{np.mean(predicted):+.4f}" if predicted else ABSENT,
         *(f"{np.mean([body[key] for body in bodies]):.4f}" for key in ("before", "after")),
-        f"{sum(body['kilobytes'] for body in bodies):.1f}",
     ]
 
 
