@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from peertune.config import Config, combinations, read_config, resolve_recipe
+from peertune.config.combinations import EXCHANGES
 from peertune.config.explain import _models_in
 from peertune.config.reader import RECIPES
 from peertune.config.schema import VERSION
 from peertune.errors import ConfigError
 from peertune.lm.source import resolve
+from peertune.methods import METHODS
 
 PACKAGE = Path(combinations.__file__).parent.parent
 BASE = """\
@@ -27,6 +29,7 @@ agents:
 method: knexa
 """
 ALL_KEYS = ", ".join(Config.model_fields)
+TEXT_METHODS = ", ".join(EXCHANGES)
 
 
 def read(tmp_path: Path, text: str, *overrides: str) -> Config:
@@ -94,10 +97,10 @@ def problem(tmp_path: Path, text: str, *overrides: str) -> str:
         ),
         (
             "baselines: {local: {type: local, kd_weight: [0, 1]}}",
-            "c.yaml:6: [baselines.local] 'kd_weight' is not used by type 'local', only by knexa; "
+            f"c.yaml:6: [baselines.local] 'kd_weight' is not used by type 'local', only by {TEXT_METHODS}; "
             "remove it or change the type",
         ),
-        ("baselines: {other: fedavg}", "c.yaml:6: [baselines.other] unknown type 'fedavg'; valid: local, knexa"),
+        ("baselines: {other: fedavg}", f"c.yaml:6: [baselines.other] unknown type 'fedavg'; valid: {', '.join(METHODS)}"),
         ("version: 0", "c.yaml:6: [version] expected a number greater than or equal to 1, found 0"),
         ("version: '1'", 'c.yaml:6: [version] expected a whole number, found "1"'),
         (
@@ -127,7 +130,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, added: str, expected: str) -> Non
         ("task: codelets", "task: codeletz", "c.yaml:1: [task] unknown type 'codeletz'; did you mean 'codelets'? "
          "(valid: codelets, mbpp, humaneval, records, answers)"),
         ("method: knexa", "method: {kd_weight: [0, 1]}", "c.yaml:5: [method] the key 'type' is missing; "
-         "valid: local, knexa"),
+         f"valid: {', '.join(METHODS)}"),
         ("method: knexa", "method: 3", "c.yaml:5: [method] expected a section of `key: value`, found 3"),
         ("method: knexa", "method: {type: knexa, kd_weight: [0.2]}",
          "c.yaml:5: [method.kd_weight] expected a list of more than 1, found no more"),
@@ -321,13 +324,19 @@ OWN = "data: {path: x.jsonl}"
         (["task.partition={type: experts, experts: 2}"], "2 experts need more than 2 agents; lower `experts`"),
         ([f"agents=[{', '.join(['{model: x}'] * 14)}]", "task.partition={type: experts, experts: 13}"],
          "13 experts cannot share the 12 categories of 'codelets'; lower `experts` or use another partition"),
-        (["agents=[{model: x}]"], "knexa pairs agents and needs at least 2; add agents or use `method: local`"),
+        (["agents=[{model: x}]"],
+         "knexa needs at least 2 agents, which learn from each other; add agents or use `method: local`"),
         (["task.transfer=0"], "knexa needs public prompts that agents answer for each other; set `task.transfer`"),
         (["task=mbpp"], "knexa needs public prompts that agents answer for each other; set `task.transfer`"),
         (["method.max_pairs=2"], "max_pairs is 2, but 2 agents form 1 pairs"),
         (["agents.1.release.texts=nobody"], "knexa (knexa) needs texts released to other agents, but a1 does not; "
          "set its `release.texts: agents`"),
         (["agents.1.release.texts=coordinator"], "needs texts released to other agents, but a1 does not"),
+        (["method=central_text"], "central_text (central_text) needs texts released to the coordinator and other agents, "
+         "but a0 does not; set its `release.texts: everyone`"),
+        (["method=central_text", "agents=[{model: x}]"], "central_text needs at least 2 agents, which learn from each"),
+        (["baselines.vote=central_text", "method=local", "task.transfer=0"],
+         "vote: central_text needs public prompts that agents answer for each other; set `task.transfer`"),
         (["agents.0.release.gain=agents"], "needs gain released to the coordinator, but a0 does not"),
         (["agents.0.release.profile=nobody"], "set its `release.profile: coordinator`"),
         (["method=local", "agents.0.release.receipt=nobody"], "every method needs receipt released to the coordinator"),

@@ -8,13 +8,18 @@ from peertune.tasks.codelets import Codelets
 from peertune.tasks.mbpp import MBPP
 
 if TYPE_CHECKING:
-    from peertune.config.schema import Config
+    from peertune.config.schema import Config, MethodConfig
 
 
 RESERVED = {"coordinator", "server", "start"}  # names that the ledger gives to others
 CATEGORIES = {task.name: len(task.categories) for task in (Codelets, MBPP)}
 NEEDS = {"scores": "coordinator", "receipt": "coordinator"}  # what any method must be able to pull, and who pulls it
-KNEXA_NEEDS = {kind: "coordinator" for kind in ("profile", "claims", "verdicts", "gain")} | {"texts": "agents"}
+_SCALARS = dict.fromkeys(("claims", "verdicts", "gain"), "coordinator")
+EXCHANGES: dict[str, dict[str, str]] = {  # methods whose agents learn from each other's texts, and what they must pull
+    "knexa": {"profile": "coordinator", **_SCALARS, "texts": "agents"},
+    "central_text": {**_SCALARS, "texts": "everyone"},
+}
+TO = {"coordinator": "the coordinator", "agents": "other agents", "everyone": "the coordinator and other agents"}
 
 
 def check_combinations(config: "Config") -> None:
@@ -90,28 +95,37 @@ def _partition(config: "Config") -> None:
 def _methods(config: "Config") -> None:
     _released(config, "every method", NEEDS)
     for name, method in config.arms().items():
-        if method.type != "knexa":
-            continue
-        if len(config.agents) < 2:
-            raise ValueError(f"{name}: knexa pairs agents and needs at least 2; add agents or use `method: local`")
-        if not config.task.transfer:
-            raise ValueError(
-                f"{name}: knexa needs public prompts that agents answer for each other; set `task.transfer`"
-            )
-        most = len(config.agents) // (2 if method.matchmaker.max_students == 1 else 1)
-        if method.max_pairs and method.max_pairs > most:
-            raise ValueError(
-                f"{name}: max_pairs is {method.max_pairs}, but {len(config.agents)} agents form {most} pairs"
-            )
-        if method.matchmaker.type == "hetero_greedy" and config.task.type == "mbpp" and not config.agents[0].data:
-            raise ValueError(f"{name}: hetero_greedy compares categories, task 'mbpp' has one; use another matchmaker")
-        _released(config, f"{name} (knexa)", KNEXA_NEEDS)
+        if method.type in EXCHANGES:
+            _exchange(config, name, method)
+            _released(config, f"{name} ({method.type})", EXCHANGES[method.type])
+        if method.type == "knexa":
+            _pairing(config, name, method)
+
+
+def _exchange(config: "Config", name: str, method: "MethodConfig") -> None:
+    if len(config.agents) < 2:
+        raise ValueError(
+            f"{name}: {method.type} needs at least 2 agents, which learn from each other; add agents or use "
+            f"`method: local`"
+        )
+    if not config.task.transfer:
+        raise ValueError(
+            f"{name}: {method.type} needs public prompts that agents answer for each other; set `task.transfer`"
+        )
+
+
+def _pairing(config: "Config", name: str, method: "MethodConfig") -> None:
+    most = len(config.agents) // (2 if method.matchmaker.max_students == 1 else 1)
+    if method.max_pairs and method.max_pairs > most:
+        raise ValueError(f"{name}: max_pairs is {method.max_pairs}, but {len(config.agents)} agents form {most} pairs")
+    if method.matchmaker.type == "hetero_greedy" and config.task.type == "mbpp" and not config.agents[0].data:
+        raise ValueError(f"{name}: hetero_greedy compares categories, task 'mbpp' has one; use another matchmaker")
 
 
 def _unused(config: "Config") -> None:
     """What is given and would be ignored; a default does no harm."""
     task, engine = config.task, config.engine
-    transfers = any(method.type == "knexa" for method in config.arms().values())
+    transfers = any(method.type in EXCHANGES for method in config.arms().values())
     if not transfers and task.transfer and task.transfer != type(task).model_fields["transfer"].default:
         raise ValueError("task.transfer is not used, because here no agent answers prompts for another; remove it")
     if engine.workers == 0 and engine.deadline != type(engine).model_fields["deadline"].default:
@@ -123,9 +137,8 @@ def _released(config: "Config", user: str, needs: dict[str, str]) -> None:
     for name, agent in zip(config.agent_names(), config.agents, strict=True):
         for kind, who in needs.items():
             if getattr(agent.release, kind) not in (who, "everyone"):
-                to = "other agents" if who == "agents" else "the coordinator"
                 raise ValueError(
-                    f"{user} needs {kind} released to {to}, but {name} does not; set its `release.{kind}: {who}`"
+                    f"{user} needs {kind} released to {TO[who]}, but {name} does not; set its `release.{kind}: {who}`"
                 )
 
 

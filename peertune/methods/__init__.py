@@ -3,9 +3,14 @@
 from collections.abc import Callable
 
 from peertune.methods.base import Budget, Method, Run
+from peertune.methods.central_text import CentralText
 from peertune.methods.knexa import Knexa
 from peertune.methods.local import Local
 
-METHODS: dict[str, Callable[..., Method]] = {"local": Local, "knexa": Knexa}
+METHODS: dict[str, Callable[..., Method]] = {
+    "local": Local,
+    "knexa": Knexa,
+    "central_text": CentralText,
+}
 
-__all__ = ["METHODS", "Budget", "Knexa", "Local", "Method", "Run"]
+__all__ = ["METHODS", "Budget", "CentralText", "Knexa", "Local", "Method", "Run"]

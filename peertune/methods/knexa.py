@@ -7,7 +7,6 @@ prompt, from scalars. The coordinator receives numbers, never a text. docs/metho
 the paper, and with what effect.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -20,8 +19,8 @@ from peertune.matchmakers.router import Router
 from peertune.methods.base import State
 from peertune.methods.evidence import Evidence
 from peertune.methods.routing import audits, book, orders, rankings, read_board
-from peertune.methods.texts import Order, Pulled, TextMethod
-from peertune.payloads import Claims, Gain
+from peertune.methods.texts import Order, TextMethod, record_pairs
+from peertune.payloads import Claims
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,18 +28,13 @@ class Knexa(TextMethod):
     """Agents learn from each other's text, matched by what is learned from their gains.
 
     `route`: a source for every prompt (`router` decides), or one for all prompts of a pair (`matchmaker` decides).
-    `reward`: of a pair, by Eq. 3 on the receiver's private validation loss or on its loss on the public probe (private
-    where there is no probe). `gain_weight` and `byte_weight`: gamma (1 / nat) and delta (1 / kB) of Eq. 3. `max_pairs`:
-    K_p, half the agents by default. `retries`: further sources that a receiver asks when a text fails the tests.
-    `audit`: public probe problems that are graded by a peer, in round 1 and wherever texts cannot be tested.
+    `max_pairs`: K_p, half the agents by default. `retries`: further sources that a receiver asks when a text fails the
+    tests. `audit`: public probe problems that are graded by a peer, in round 1 and wherever texts cannot be tested.
     """
 
     matchmaker: Matchmaker
     router: Router = Router()
     route: Literal["prompt", "set"] = "prompt"
-    reward: Literal["private", "probe"] = "probe"
-    gain_weight: Annotated[float, Gt(0)] = 1.0
-    byte_weight: Annotated[float, Ge(0)] = 1e-3
     max_pairs: Annotated[int, Gt(0)] | None = None
     retries: Annotated[int, Ge(0)] = 1
     audit: Annotated[int, Ge(0)] = 24
@@ -70,9 +64,9 @@ class Knexa(TextMethod):
         gains = self.learn_all(fed, [pair.receiver for pair in pairs if wanted[pair] in pulled], t)
         for pair in pairs:
             if pair.receiver in gains:
-                reward = self._reward(gains[pair.receiver])
+                reward = self.reward_for(gains[pair.receiver])
                 policy = self.matchmaker.update(policy, pair, reward)
-                _record(fed, {wanted[pair]: pulled[wanted[pair]]}, gains[pair.receiver], reward, pair.predicted)
+                record_pairs(fed, {wanted[pair]: pulled[wanted[pair]]}, gains[pair.receiver], reward, pair.predicted)
         evidence.note(wanted.values(), pulled, gains, fed.failed)
         return {**state, **_joined(matchmaker=policy, evidence=evidence.state)}
 
@@ -91,9 +85,7 @@ class Knexa(TextMethod):
             credit = book(self.router, credit, board, found)
             evidence.note(wanted, found, {}, fed.failed)
             pulled |= found
-        for name, gain in self.learn_all(fed, claims, t).items():
-            mine = {order: passed for order, passed in pulled.items() if order.receiver == name}
-            _record(fed, mine, gain, self._reward(gain))
+        self.record_lessons(fed, pulled, self.learn_all(fed, claims, t))
         return {**state, **_joined(router=credit, evidence=evidence.state)}
 
     def _most_pairs(self, fed: Federation) -> int:
@@ -104,11 +96,6 @@ class Knexa(TextMethod):
         offered, settled = claims[pair.source].offered, claims[pair.receiver].settled
         return tuple(problem for problem in self.transfer() if offered[problem] and not settled[problem])
 
-    def _reward(self, gain: Gain) -> float:
-        """Eq. 3."""
-        change = gain.probe if self.reward == "probe" and gain.probe else gain.private
-        return self.gain_weight * (change.before - change.after) - self.byte_weight * gain.kilobytes
-
     def _audited(self, t: int) -> tuple[int, ...]:
         """Probe problems that peers grade in this round: another part of the probe in every round."""
         probe = len(self.run.probe)
@@ -116,26 +103,6 @@ class Knexa(TextMethod):
             return ()
         size = min(self.audit, probe)
         return tuple(len(self.run.transfer) + (size * (t - 1) + place) % probe for place in range(size))
-
-
-def _record(fed: Federation, pulled: Pulled, gain: Gain, reward: float, predicted: float = math.nan) -> None:
-    """One event for each source of a lesson; what it brought is the receiver's, of all its sources together."""
-    private, probe = gain.private, gain.probe
-    measured = {"before": private.before, "after": private.after, "error": private.error}
-    measured |= {"probe_before": probe.before, "probe_after": probe.after, "probe_error": probe.error} if probe else {}
-    for order, passed in pulled.items():
-        fed.record(
-            "pair",
-            source=order.source,
-            receiver=order.receiver,
-            texts=len(passed),
-            useful=sum(passed),
-            predicted=None if math.isnan(predicted) else predicted,
-            reward=reward,
-            kept=gain.kept,
-            kilobytes=gain.kilobytes,
-            **measured,
-        )
 
 
 def _joined(**parts: State) -> State:

@@ -4,16 +4,17 @@ Every agent answers the public problems at home and says how sure it is of each 
 who gets which texts; receivers check them, keep the good ones and learn from them beside their own data (Eq. 2).
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 from peertune.errors import MethodError
 from peertune.federation import NEVER, Federation
 from peertune.methods.base import Method, Run
-from peertune.payloads import Claims, Gain, Picks
+from peertune.payloads import Claims, Gain, Picks, Verdicts
 
 Fraction = Annotated[float, Ge(0), Le(1)]
 
@@ -39,6 +40,10 @@ class TextMethod(Method):
     only what passes; `confident`, a source withholds what it is not sure of; `keep_best`, the best text seen for a
     problem is kept over the rounds, the agent's own included; `rollback`, an agent goes back to where it was if its
     private validation loss rose by more than this (nats a token) in an exchange.
+
+    What an exchange brought is recorded by Eq. 3. `reward`: on the receiver's private validation loss or on its loss on
+    the public probe (private where there is no probe). `gain_weight` and `byte_weight`: gamma (1 / nat) and delta
+    (1 / kB).
     """
 
     run: Run
@@ -48,6 +53,9 @@ class TextMethod(Method):
     confident: bool = False
     keep_best: bool = True
     rollback: Annotated[float, Ge(0)] | None = None
+    reward: Literal["private", "probe"] = "probe"
+    gain_weight: Annotated[float, Gt(0)] = 1.0
+    byte_weight: Annotated[float, Ge(0)] = 1e-3
 
     def check(self, agents: Sequence[Any]) -> None:
         if len(agents) < 2:
@@ -63,7 +71,8 @@ class TextMethod(Method):
         """Every agent answers these problems at home; what each claims of its drafts."""
         which = Picks(tuple(problems))
         refs = {a.name: a.draft(which, self.temperature, self.confident, self.tested) for a in fed.agents}
-        return fed.gather(refs)
+        drafted = fed.gather(refs).items()
+        return {name: claims for name, claims in drafted if whole(fed, name, "draft", claims.surprise, which)}
 
     def pull(self, fed: Federation, orders: Sequence[Order]) -> Pulled:
         """The texts go from source to receiver, who checks them; only the verdicts come here."""
@@ -71,7 +80,7 @@ class TextMethod(Method):
         for order in orders:
             which = Picks(order.problems)
             refs[order] = fed[order.receiver].accept(which, fed[order.source].share(which), self.tested)
-        return {order: verdicts.passed for order, verdicts in fed.gather(refs).items()}
+        return _verdicts(fed, "accept", fed.gather(refs))
 
     def grade(self, fed: Federation, orders: Sequence[Order]) -> Pulled:
         """As `pull`, but the receiver only grades texts for problems whose answers are known, and keeps none."""
@@ -79,13 +88,24 @@ class TextMethod(Method):
         for order in orders:
             which = Picks(order.problems)
             refs[order] = fed[order.receiver].inspect(which, fed[order.source].share(which))
-        return {order: verdicts.passed for order, verdicts in fed.gather(refs).items()}
+        return _verdicts(fed, "inspect", fed.gather(refs))
 
     def learn_all(self, fed: Federation, receivers: Iterable[str], t: int) -> dict[str, Gain]:
         """Each receiver learns from all that it has accepted, beside its own data."""
         steps, tolerance = self.run.budget.exchange_steps, NEVER if self.rollback is None else self.rollback
         weight = self.kd_weight_at(t)
         return fed.gather({name: fed[name].learn(weight, steps, tolerance, self.keep_best) for name in receivers})
+
+    def reward_for(self, gain: Gain) -> float:
+        """Eq. 3."""
+        change = gain.probe if self.reward == "probe" and gain.probe else gain.private
+        return self.gain_weight * (change.before - change.after) - self.byte_weight * gain.kilobytes
+
+    def record_lessons(self, fed: Federation, pulled: Pulled, gains: Mapping[str, Gain]) -> None:
+        """One event for each source of each receiver that learnt."""
+        for name, gain in gains.items():
+            mine = {order: passed for order, passed in pulled.items() if order.receiver == name}
+            record_pairs(fed, mine, gain, self.reward_for(gain))
 
     def kd_weight_at(self, t: int) -> float:
         first, last = self.kd_weight
@@ -94,3 +114,41 @@ class TextMethod(Method):
     def transfer(self) -> range:
         """The numbers of the problems to learn from."""
         return range(len(self.run.transfer))
+
+
+def whole(fed: Federation, agent: str, verb: str, answer: Sequence[Any], asked: Picks) -> bool:
+    """Is there one entry for every problem asked? If not, the agent has failed, and the ledger says so."""
+    if len(answer) == len(asked.items):
+        return True
+    fed.failed.add(agent)
+    cause = f"its answer has {len(answer)} entries for {len(asked.items)} problems"
+    fed.record("failure", agent=agent, verb=verb, cause=cause)
+    return False
+
+
+def _verdicts(fed: Federation, verb: str, found: Mapping[Order, Verdicts]) -> Pulled:
+    return {
+        order: each.passed
+        for order, each in found.items()
+        if whole(fed, order.receiver, verb, each.passed, Picks(order.problems))
+    }
+
+
+def record_pairs(fed: Federation, pulled: Pulled, gain: Gain, reward: float, predicted: float = math.nan) -> None:
+    """One event for each source of a lesson; what it brought is the receiver's, of all its sources together."""
+    private, probe = gain.private, gain.probe
+    measured = {"before": private.before, "after": private.after, "error": private.error}
+    measured |= {"probe_before": probe.before, "probe_after": probe.after, "probe_error": probe.error} if probe else {}
+    for order, passed in pulled.items():
+        fed.record(
+            "pair",
+            source=order.source,
+            receiver=order.receiver,
+            texts=len(passed),
+            useful=sum(passed),
+            predicted=None if math.isnan(predicted) else predicted,
+            reward=reward,
+            kept=gain.kept,
+            kilobytes=gain.kilobytes,
+            **measured,
+        )

@@ -1,0 +1,311 @@
+"""Central baselines: the right text is elected, everybody is taught it, the coordinator sees what it says it sees."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small import bodies, last_checkpoint, make_models, resume, run, small_config
+
+from peertune.engines.base import Resident
+from peertune.engines.local import LocalEngine
+from peertune.errors import MethodError
+from peertune.experiment import Experiment, Interrupted
+from peertune.federation import NEVER, Federation
+from peertune.ledger import COORDINATOR, Ledger
+from peertune.methods import Budget, CentralText, Run
+from peertune.methods.base import Public
+from peertune.methods.central_text import Offer, elect, normalised
+from peertune.payloads import Change, Claims, Gain, Number, Payload, Picks, Texts, Verdicts, encode
+
+GAIN = Gain(Change(2.0, 1.5, 0.1), Change(3.0, 2.0, 0.2), 4.0, True)
+RUN = Run(rounds=5, seed=0, budget=Budget(3, 7), transfer=(Public("x", True),) * 4)
+RIGHT, WRONG = "\n    return xs[:3]", "\n    return xs"
+
+
+class Part(msgspec.Struct):
+    """What an agent plays: its drafts as [text, surprise], by problem; `settled`: problems; `fault`: of a verb."""
+
+    drafts: dict[int, tuple[str, int]] = {}
+    settled: tuple[int, ...] = ()
+    texts: str = "everyone"
+    fault: str = ""
+
+
+@dataclass
+class Planted:
+    """An agent of planted texts; keeps what it was told."""
+
+    name: str
+    part: Part
+    heard: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
+
+    def call(self, verb: str, args: list[Payload]) -> Payload | None:
+        values = tuple(arg.value if isinstance(arg, Number) else arg for arg in args)
+        self.heard.append((verb, values))
+        if self.part.fault == verb:
+            raise ValueError("no")
+        short = 1 if self.part.fault == f"short {verb}" else 0
+        return getattr(self, f"do_{verb}")(short, *values)
+
+    def do_fit(self, short: int, steps: int) -> None:
+        pass
+
+    def do_draft(self, short: int, which: Picks, *gates: float) -> Claims:
+        items = which.items[short:]
+        surprise = tuple(self.part.drafts.get(problem, ("", 9999))[1] for problem in items)
+        offered = tuple(int(problem in self.part.drafts) for problem in items)
+        return Claims(surprise, offered, tuple(int(problem in self.part.settled) for problem in items))
+
+    def do_share(self, short: int, which: Picks) -> Texts:
+        return Texts(tuple(self.part.drafts[problem][0] for problem in which.items[short:]))
+
+    def do_accept(self, short: int, which: Picks, texts: Texts, tested: int) -> Verdicts:
+        return Verdicts(tuple(int(text != WRONG) for text in texts.items[short:]))
+
+    def do_learn(self, short: int, *args: float) -> Gain:
+        return GAIN
+
+    def may_pull(self, kind: str, caller: str) -> bool:
+        return kind != "texts" or self.part.texts == "everyone" or caller != COORDINATOR
+
+    def take_metrics(self) -> list[tuple[str, float]]:
+        return []
+
+    def log_path(self) -> None:
+        return None
+
+    def told(self, verb: str) -> list[tuple[Any, ...]]:
+        return [values for heard, values in self.heard if heard == verb]
+
+
+CAST: dict[str, Planted] = {}
+
+
+def build(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], list[dict[str, Any]]]:
+    parts = msgspec.json.decode(raw, type=dict[str, Part])
+    CAST.clear()
+    CAST.update({name: Planted(name, parts[name]) for name in names})
+    return dict(CAST), [{"name": name} for name in names]
+
+
+def play(method: Any, t: int = 1, **parts: Part) -> list[Any]:
+    """One round of `method`; the rows of the ledger."""
+    engine = LocalEngine("test_central:build", msgspec.json.encode(parts), [list(parts)], inline=True)
+    fed = Federation(engine, list(parts))
+    state = method.round(method.init(fed), fed, t)
+    assert state == {}
+    rows = fed.end_round().rows
+    engine.close()
+    return rows
+
+
+def of_kind(rows: list[Any], kind: str) -> list[dict[str, Any]]:
+    return [row.body for row in rows if row.kind == kind]
+
+
+# The election
+
+
+SPLIT = [Offer("a", "p", 300), Offer("b", "q  # why not", 100), Offer("c", " q", 200), Offer("d", "r", 50)]
+
+
+@pytest.mark.parametrize(("vote", "winner"), [("confidence", "d"), ("majority", "b"), ("fedid", "b")])
+def test_who_wins(vote: Any, winner: str) -> None:
+    assert elect(SPLIT, vote).source == winner
+
+
+def test_a_confident_author_outweighs_two_that_are_unsure() -> None:
+    offers = [Offer("a", "p", 2000), Offer("b", "p", 2000), Offer("c", "q", 100)]  # 2 * e^-2 = .27 against e^-.1 = .90
+    assert elect(offers, "majority").text == "p" and elect(offers, "fedid").text == "q"
+
+
+def test_a_tie_goes_to_the_surest_author_then_to_the_first() -> None:
+    assert elect([Offer("a", "p", 200), Offer("b", "q", 100)], "majority").source == "b"
+    for vote in ("majority", "confidence", "fedid"):
+        assert elect([Offer("a", "p", 100), Offer("b", "q", 100)], vote).source == "a"
+
+
+def test_the_elected_text_keeps_its_indentation() -> None:
+    text = "\n    if xs:\n        return 1\n    return 2"
+    offers = [Offer("a", text, 10), Offer("b", "\nif xs:\n  return   1 # one\n\n  return 2", 500), Offer("c", WRONG, 5)]
+    assert elect(offers, "fedid").text == elect(offers, "majority").text == text
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("  a  =  1\n\n\tb", "a = 1\nb"),
+        ("a # one\n# two\n  #\nb", "a\nb"),
+        ("use #1 and #2", "use #1 and #2"),
+        ("x #", "x"),
+        ("", ""),
+    ],
+)
+def test_normalised(text: str, form: str) -> None:
+    assert normalised(text) == form
+
+
+@given(st.lists(st.builds(Offer, st.sampled_from("abc"), st.text("pq# \n"), st.integers(0, 9)), min_size=1))
+def test_the_winner_is_one_of_the_offers_unchanged(offers: list[Offer]) -> None:
+    for vote in ("confidence", "majority", "fedid"):
+        assert elect(offers, vote) in offers
+    assert elect(offers, "confidence").surprise == min(offer.surprise for offer in offers)
+
+
+# A round on planted texts
+
+
+def test_everybody_is_taught_the_surest_text_of_each_problem() -> None:
+    rows = play(
+        CentralText(run=RUN),
+        a=Part({0: (RIGHT, 100), 1: ("one", 900)}),
+        b=Part({0: ("zero", 500), 1: ("uno", 300), 3: (WRONG, 10)}),
+        c=Part(),
+    )
+    chosen = (Picks((0, 1, 3)), Texts((RIGHT, "uno", WRONG)), 1)
+    assert {name: agent.told("accept") for name, agent in CAST.items()} == dict.fromkeys("abc", [chosen])
+    pairs = {(each["source"], each["receiver"]): (each["texts"], each["useful"]) for each in of_kind(rows, "pair")}
+    assert pairs == {("a", "b"): (1, 1), ("a", "c"): (1, 1), ("b", "a"): (2, 1), ("b", "c"): (2, 1)}
+    assert {each["reward"] for each in of_kind(rows, "pair")} == {1.0 - 0.004}
+    assert not of_kind(rows, "failure")
+
+
+def test_what_goes_up_what_comes_down_and_how_many_bytes() -> None:
+    rows = play(CentralText(run=RUN), a=Part({0: (RIGHT, 100), 1: ("one", 900)}), b=Part({1: ("uno", 300)}))
+    texts = [
+        (each["source"], each["destination"], each["bytes"])
+        for each in of_kind(rows, "transfer")
+        if each["payload"] == "texts"
+    ]
+    up, down = len(encode(Texts((RIGHT, "one")))), len(encode(Texts((RIGHT, "uno"))))
+    assert texts == [
+        ("a", COORDINATOR, up),
+        ("b", COORDINATOR, len(encode(Texts(("uno",))))),
+        (COORDINATOR, "a", down),
+        (COORDINATOR, "b", down),
+    ]
+    came = {each["payload"] for each in of_kind(rows, "transfer") if each["destination"] == COORDINATOR}
+    assert came == {"claims", "texts", "verdicts", "gain"}
+
+
+def test_a_receiver_is_not_sent_what_it_has_settled() -> None:
+    parts = {"a": Part({0: (RIGHT, 100)}, settled=(0, 1)), "b": Part({1: ("uno", 300)}, settled=(1,))}
+    play(CentralText(run=RUN), **parts)
+    assert CAST["a"].told("accept") == []
+    assert CAST["b"].told("accept") == [(Picks((0,)), Texts((RIGHT,)), 1)]
+    assert len(CAST["a"].told("learn")) == 1  # from its own texts
+    play(CentralText(run=RUN, skip_settled=False), **parts)
+    both = [(Picks((0, 1)), Texts((RIGHT, "uno")), 1)]
+    assert CAST["a"].told("accept") == CAST["b"].told("accept") == both
+
+
+def test_gates_and_updates_are_those_of_every_exchange_of_texts() -> None:
+    gates = {"tested": False, "confident": True, "keep_best": False, "rollback": 0.25, "temperature": 0.5}
+    play(CentralText(run=RUN, kd_weight=(0.0, 0.4), **gates), t=3, a=Part({0: (RIGHT, 1)}), b=Part())
+    for agent in CAST.values():
+        assert [verb for verb, _ in agent.heard if verb in ("fit", "learn")] == ["fit", "learn"]
+        assert agent.told("fit") == [(3,)]
+        assert agent.told("draft") == [(Picks((0, 1, 2, 3)), 0.5, 1, 0)]
+        assert agent.told("accept")[0][2] == 0
+        assert agent.told("learn") == [(0.2, 7, 0.25, 0)]
+    play(CentralText(run=RUN), a=Part({0: (RIGHT, 1)}), b=Part())
+    assert CAST["b"].told("learn") == [(0.2, 7, NEVER, 1)]
+
+
+@pytest.mark.parametrize("fault", ["draft", "share", "accept", "short draft", "short share", "short accept"])
+def test_a_failing_agent_costs_its_own_texts_only(fault: str) -> None:
+    rows = play(
+        CentralText(run=RUN),
+        a=Part({0: ("best", 1), 1: ("best", 1)}, fault=fault),
+        b=Part({0: (RIGHT, 100)}),
+        c=Part({1: ("uno", 300)}),
+    )
+    (failure,) = of_kind(rows, "failure")
+    assert (failure["agent"], failure["verb"]) == ("a", fault.removeprefix("short "))
+    if fault.startswith("short"):
+        asked = {"draft": 4, "share": 2, "accept": 2}[failure["verb"]]
+        assert failure["cause"] == f"its answer has {asked - 1} entries for {asked} problems"
+    taught = Texts(("best", "best")) if "accept" in fault else Texts((RIGHT, "uno"))
+    assert CAST["b"].told("accept") == CAST["c"].told("accept") == [(Picks((0, 1)), taught, 1)]
+    assert len(CAST["b"].told("learn")) == len(CAST["c"].told("learn")) == 1
+
+
+def test_an_agent_that_keeps_its_texts_from_the_coordinator_teaches_nobody() -> None:
+    rows = play(CentralText(run=RUN), a=Part({0: ("best", 1)}, texts="agents"), b=Part({0: (RIGHT, 100)}))
+    (failure,) = of_kind(rows, "failure")
+    assert "a does not release texts to coordinator" in failure["cause"]
+    assert CAST["a"].told("accept") == [(Picks((0,)), Texts((RIGHT,)), 1)]
+
+
+def test_nobody_offers_anything() -> None:
+    rows = play(CentralText(run=RUN), a=Part(), b=Part({0: ("   ", 5)}))
+    assert not of_kind(rows, "failure") and not of_kind(rows, "pair")
+    assert len(CAST["a"].told("learn")) == 1 and not CAST["a"].told("accept")
+
+
+def test_agents_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(MethodError, match="at least 2 agents, found 1"):
+        CentralText(run=RUN).check([{}])
+    with pytest.raises(MethodError, match="needs public prompts"):
+        CentralText(run=Run(1, 0, Budget(1, 1), ())).check([{}, {}])
+
+
+# On true models
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    torch.set_num_threads(1)
+    return make_models(tmp_path_factory.mktemp("models"))
+
+
+RELEASED = {"texts": "everyone"}
+ARMS = {"surest": "central_text", "vote": {"type": "central_text", "vote": "fedid", "tested": False}}
+
+
+def federation(models: dict[str, str], **changes: Any) -> Any:
+    agents = [{"model": models[name], "release": RELEASED} for name in ("llama", "gpt2", "llama")]
+    return small_config(models, agents=agents, **{"baselines": ARMS, **changes})
+
+
+@pytest.fixture(scope="module")
+def ledger(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
+    ledger = run(tmp_path_factory.mktemp("runs") / "run", federation(models))
+    yield ledger
+    ledger.close()
+
+
+def payloads_to(ledger: Ledger, arm: str, to_coordinator: bool) -> set[str]:
+    rows = [event.body for event in ledger.events("transfer", arm) if event.phase == "round"]
+    return {
+        each["payload"]
+        for each in rows
+        if each["source"] != COORDINATOR and (each["destination"] == COORDINATOR) == to_coordinator
+    }
+
+
+def test_the_coordinator_sees_texts_and_agents_see_each_other_not_at_all(ledger: Ledger) -> None:
+    assert not bodies(ledger, "failure")
+    assert payloads_to(ledger, "vote", True) == {"texts", "claims", "verdicts", "gain"}
+    assert payloads_to(ledger, "vote", False) == set()
+    assert "texts" not in payloads_to(ledger, "knexa", True)
+
+
+def test_updates_are_equal_to_those_of_the_method_it_is_compared_with(ledger: Ledger) -> None:
+    def updates(arm: str) -> list[tuple[str, float]]:
+        rows = [each for each in bodies(ledger, "metric", arm) if each["name"] == "exchange_updates"]
+        return sorted((each["agent"], each["value"]) for each in rows)
+
+    assert updates("vote") == updates("surest") == updates("knexa") == [(f"a{at // 2}", 2.0) for at in range(6)]
+
+
+def test_untested_texts_are_taught_to_all_and_recorded(ledger: Ledger) -> None:
+    pairs = bodies(ledger, "pair", "vote")
+    assert pairs and all(each["source"] != each["receiver"] and each["texts"] == each["useful"] for each in pairs)
+    assert {each["predicted"] for each in pairs} == {None}
