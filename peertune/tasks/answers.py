@@ -28,7 +28,7 @@ class Answers(Task):
 
     name = "answers"
 
-    def __init__(self, path: str, seed: int, sizes: Mapping[Split, int]) -> None:
+    def __init__(self, path: str, seed: int, sizes: Mapping[str, int]) -> None:
         pools = _by_category(path)
         self.categories = tuple(pools)
         self._splits = _deal(path, [_shuffled(pool, seed) for pool in pools.values()], sizes)
@@ -65,7 +65,7 @@ def _shuffled(pool: Sequence[Example], seed: int) -> list[Example]:
     return [pool[index] for index in random.permutation(len(pool))]
 
 
-def _deal(path: str, pools: Sequence[Sequence[Example]], sizes: Mapping[Split, int]) -> dict[Split, list[Example]]:
+def _deal(path: str, pools: Sequence[Sequence[Example]], sizes: Mapping[str, int]) -> dict[Split, list[Example]]:
     for place, pool in enumerate(pools):
         needed = sum(_share(sizes[split], place, len(pools)) for split in ORDER)
         if len(pool) < needed:
