@@ -5,10 +5,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import overload
 
 import numpy as np
 
 from peertune.payloads import Profile
+
+PROTOCOLS = ("text", "logits", "adapter")
 
 State = Mapping[str, np.ndarray]  # a value: it can be saved, compared and replayed
 
@@ -28,6 +32,62 @@ class Pair:
     predicted: float = math.nan
     trust: float = 0.5
     protocol: str = "text"
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates(Sequence[Pair]):
+    """Pairs as arrays, since a million objects are slow; as a sequence, each `Pair` is made when it is asked for.
+
+    `names`: of the agents. `profiles`: float64 [agents, 32]. `trust`: of each agent, 0..1. `sources`, `receivers`,
+    `protocols`: int64 [pairs], places in `names` and in `PROTOCOLS`.
+    """
+
+    names: tuple[str, ...]
+    profiles: np.ndarray
+    trust: np.ndarray
+    sources: np.ndarray
+    receivers: np.ndarray
+    protocols: np.ndarray
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair]) -> "Candidates":
+        """The same pairs as arrays. Each agent must have one profile and one trust in all of them."""
+        if isinstance(pairs, Candidates):
+            return pairs
+        place = {name: None for pair in pairs for name in (pair.source, pair.receiver)}
+        place = {name: index for index, name in enumerate(place)}
+        sources = np.array([place[pair.source] for pair in pairs], dtype=np.int64)
+        receivers = np.array([place[pair.receiver] for pair in pairs], dtype=np.int64)
+        contexts = np.array([pair.context for pair in pairs]).reshape(len(pairs), -1)
+        profiles, trust = np.zeros((len(place), contexts.shape[1] // 2)), np.full(len(place), 0.5)
+        profiles[sources], profiles[receivers] = np.hsplit(contexts, 2)
+        trust[sources] = [pair.trust for pair in pairs]
+        protocols = np.array([PROTOCOLS.index(pair.protocol) for pair in pairs], dtype=np.int64)
+        return cls(tuple(place), profiles, trust, sources, receivers, protocols)
+
+    @cached_property
+    def identities(self) -> np.ndarray:
+        """What a state knows the agents by: int64 [agents]."""
+        return np.array([identity(name) for name in self.names], dtype=np.int64)
+
+    def contexts(self) -> np.ndarray:
+        """Both profiles of each pair, the source's first: float64 [pairs, 64]."""
+        return np.hstack([self.profiles[self.sources], self.profiles[self.receivers]])
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Candidates": ...
+    def __getitem__(self, index: int | slice) -> "Pair | Candidates":
+        source, receiver, protocol = self.sources[index], self.receivers[index], self.protocols[index]
+        if isinstance(index, slice):
+            return Candidates(self.names, self.profiles, self.trust, source, receiver, protocol)
+        context = np.concatenate([self.profiles[source], self.profiles[receiver]])
+        names = self.names[source], self.names[receiver]
+        return Pair(*names, context, trust=float(self.trust[source]), protocol=PROTOCOLS[protocol])
 
 
 class Matchmaker(ABC):
@@ -101,26 +161,37 @@ def directed_pairs(
     ]
 
 
+def contexts_of(candidates: Sequence[Pair]) -> np.ndarray:
+    """The contexts of all candidates: float64 [pairs, 64]."""
+    if isinstance(candidates, Candidates):
+        return candidates.contexts()
+    return np.array([pair.context for pair in candidates])
+
+
 def greedy_pairs(candidates: Sequence[Pair], scores: Sequence[float], k: int, max_students: int = 1) -> list[Pair]:
     """Take candidates from the highest score down, equal scores in the given order, skipping what no longer fits.
 
     With `max_students` 1 the pairs are disjoint. Above, a receiver has one source, a source at most that many
     receivers, and an agent may be both.
     """
-    students: dict[str, int] = {}
-    learning: set[str] = set()
+    if isinstance(candidates, Candidates):
+        ends = list(zip(candidates.sources.tolist(), candidates.receivers.tolist(), strict=True))
+    else:
+        ends = [(pair.source, pair.receiver) for pair in candidates]
+    students: dict[str | int, int] = {}
+    learning: set[str | int] = set()
     chosen: list[Pair] = []
-    for index in np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable"):
+    for index in np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable").tolist():
         if len(chosen) == k:
             break
-        pair = candidates[int(index)]
-        if pair.receiver in learning or students.get(pair.source, 0) >= max_students:
+        source, receiver = ends[index]
+        if receiver in learning or students.get(source, 0) >= max_students:
             continue
-        if max_students == 1 and (pair.source in learning or pair.receiver in students):
+        if max_students == 1 and (source in learning or receiver in students):
             continue
-        chosen.append(pair)
-        learning.add(pair.receiver)
-        students[pair.source] = students.get(pair.source, 0) + 1
+        chosen.append(candidates[index])
+        learning.add(receiver)
+        students[source] = students.get(source, 0) + 1
     return chosen
 
 

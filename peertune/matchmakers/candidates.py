@@ -12,72 +12,16 @@ with a k-d tree over all agents.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import overload
+from collections.abc import Mapping
 
 import numpy as np
 
-from peertune.matchmakers.base import Pair, identity
+from peertune.matchmakers.base import PROTOCOLS, Candidates
 from peertune.payloads import PROFILE_SIZE, Profile
 from peertune.profiles import HISTOGRAM, INVERSE_PERPLEXITY, SCORE
 
-PROTOCOLS = ("text", "logits", "adapter")
 _ALL = 64  # so few agents cost nothing: every pair is a candidate
 _BLOCK = 256
-
-
-@dataclass(frozen=True, eq=False)
-class Candidates(Sequence[Pair]):
-    """Pairs as arrays, since a million objects are slow; as a sequence, each `Pair` is made when it is asked for.
-
-    `names`: of the agents. `profiles`: float64 [agents, 32]. `trust`: of each agent, 0..1. `sources`, `receivers`,
-    `protocols`: int64 [pairs], places in `names` and in `PROTOCOLS`.
-    """
-
-    names: tuple[str, ...]
-    profiles: np.ndarray
-    trust: np.ndarray
-    sources: np.ndarray
-    receivers: np.ndarray
-    protocols: np.ndarray
-
-    @classmethod
-    def of(cls, pairs: Sequence[Pair]) -> "Candidates":
-        """The same pairs as arrays. Each agent must have one profile and one trust in all of them."""
-        if isinstance(pairs, Candidates):
-            return pairs
-        place = {name: None for pair in pairs for name in (pair.source, pair.receiver)}
-        place = {name: index for index, name in enumerate(place)}
-        sources = np.array([place[pair.source] for pair in pairs], dtype=np.int64)
-        receivers = np.array([place[pair.receiver] for pair in pairs], dtype=np.int64)
-        contexts = np.array([pair.context for pair in pairs]).reshape(len(pairs), -1)
-        profiles, trust = np.zeros((len(place), contexts.shape[1] // 2)), np.full(len(place), 0.5)
-        profiles[sources], profiles[receivers] = np.hsplit(contexts, 2)
-        trust[sources] = [pair.trust for pair in pairs]
-        protocols = np.array([PROTOCOLS.index(pair.protocol) for pair in pairs], dtype=np.int64)
-        return cls(tuple(place), profiles, trust, sources, receivers, protocols)
-
-    @cached_property
-    def identities(self) -> np.ndarray:
-        """What a state knows the agents by: int64 [agents]."""
-        return np.array([identity(name) for name in self.names], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Candidates": ...
-    def __getitem__(self, index: int | slice) -> "Pair | Candidates":
-        source, receiver, protocol = self.sources[index], self.receivers[index], self.protocols[index]
-        if isinstance(index, slice):
-            return Candidates(self.names, self.profiles, self.trust, source, receiver, protocol)
-        context = np.concatenate([self.profiles[source], self.profiles[receiver]])
-        names = self.names[source], self.names[receiver]
-        return Pair(*names, context, trust=float(self.trust[source]), protocol=PROTOCOLS[protocol])
 
 
 def candidate_pairs(

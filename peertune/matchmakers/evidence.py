@@ -47,19 +47,19 @@ def no_evidence(features: int) -> State:
 
 def knowing(state: State, identities: np.ndarray) -> State:
     """The state with room for these agents: nothing is known of the new ones."""
+    if len(state["agents"]) and (state["agents"][rows(state, identities)] == identities).all():
+        return state
     new = identities[np.sort(np.unique(identities, return_index=True)[1])]
     new = new[~np.isin(new, state["agents"])]
-    if not len(new):
-        return state
     by_agent = ("count", "received", "sides", "side_moment")
     grown = {key: np.pad(state[key], [(0, len(new))] + [(0, 0)] * (state[key].ndim - 1)) for key in by_agent}
     return {**state, **grown, "agents": np.concatenate([state["agents"], new])}
 
 
 def rows(state: State, identities: np.ndarray) -> np.ndarray:
-    """The rows of agents that the state knows, int64."""
+    """The rows of agents that the state knows, int64; of another agent, any row."""
     order = np.argsort(state["agents"])
-    return order[np.searchsorted(state["agents"], identities, sorter=order)]
+    return order[np.searchsorted(state["agents"], identities, sorter=order).clip(max=len(order) - 1)]
 
 
 def together(state: State, sources: np.ndarray, receivers: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ features lie in about -2..2, so that one prior width fits all.
 
 import numpy as np
 
-from peertune.matchmakers.candidates import PROTOCOLS
+from peertune.matchmakers.base import PROTOCOLS
 from peertune.profiles import HISTOGRAM, INVERSE_PERPLEXITY, PARAMETERS, SCORE
 
 FAMILY = slice(0, 5)

@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge
 
-from peertune.matchmakers.base import Matchmaker, Pair, State, greedy_pairs
+from peertune.matchmakers.base import Matchmaker, Pair, State, contexts_of, greedy_pairs
 from peertune.profiles import HISTOGRAM, LOSS, SCORE
 
 
@@ -30,8 +30,8 @@ class HeteroGreedy(Matchmaker):
     def match(self, state: State, candidates: Sequence[Pair], k: int) -> list[Pair]:
         if not candidates:
             return []
-        half = len(candidates[0].context) // 2
-        contexts = np.array([pair.context for pair in candidates]).reshape(-1, 2, half)
+        contexts = contexts_of(candidates)
+        contexts = contexts.reshape(len(candidates), 2, -1)
         distances = jensen_shannon(contexts[:, 0, HISTOGRAM], contexts[:, 1, HISTOGRAM])  # 0..1
         better = np.array([_skill(source) >= _skill(receiver) for source, receiver in contexts])
         return greedy_pairs(candidates, (distances + 2 * better).tolist(), k, self.max_students)

@@ -8,13 +8,13 @@ good source and who gains most, not who fits whom.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
 from annotated_types import Ge, Gt
 
-from peertune.matchmakers.base import Matchmaker, Pair, State, finite, greedy_pairs, with_predictions
+from peertune.matchmakers.base import Matchmaker, Pair, State, contexts_of, finite, greedy_pairs
 
 CONTEXT_SIZE = 64
 
@@ -41,13 +41,12 @@ class LinUCB(Matchmaker):
     def match(self, state: State, candidates: Sequence[Pair], k: int) -> list[Pair]:
         if not candidates:
             return []
-        contexts = np.stack([pair.context for pair in candidates])  # [pairs, 64]
-        predicted = contexts @ (state["inverse"] @ state["moment"])
+        contexts, theta = contexts_of(candidates), state["inverse"] @ state["moment"]
         variance = np.einsum("pd,pd->p", contexts @ state["inverse"], contexts)
-        scores = predicted + self.beta * np.sqrt(np.maximum(variance, 0.0))
+        scores = contexts @ theta + self.beta * np.sqrt(np.maximum(variance, 0.0))
         chosen = greedy_pairs(candidates, scores.tolist(), k, self.max_students)
-        rewards = self._destandardise(state, predicted)
-        return with_predictions(chosen, dict(zip(candidates, rewards, strict=True)))
+        rewards = self._destandardise(state, np.array([pair.context @ theta for pair in chosen]))
+        return [replace(pair, predicted=reward) for pair, reward in zip(chosen, rewards, strict=True)]
 
     def update(self, state: State, pair: Pair, reward: float) -> State:
         rewards = _welford(state["rewards"], finite(reward))

@@ -13,9 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import rustworkx
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 _STEPS = 2**40  # rustworkx wants whole numbers: weights are rounded to 2^-40 of the greatest
 _BLOSSOM = 10**7  # nodes x edges up to which the exact matching is made: about 0.1 s
@@ -130,6 +127,8 @@ def _blossom(edges: Edges, dummies: int) -> np.ndarray:
 
 def _dense_assignment(edges: Edges, k: int, places: int) -> np.ndarray:
     """Which edges are in the best assignment, by a table [receivers, places of sources and dummies]."""
+    from scipy.optimize import linear_sum_assignment  # takes a quarter of a second to import
+
     agents = edges.agents
     values, which = np.zeros((agents, agents, places)), np.full((agents, agents), -1)
     values[edges.receivers, edges.sources] = edges.weights[:, None]
@@ -145,14 +144,21 @@ def _sparse_assignment(edges: Edges, places: int) -> np.ndarray:
     """The same if all receivers may learn at once. One more place for each receiver means that it stays alone."""
     agents, columns = edges.agents, edges.agents * places
     alone, most = np.arange(agents), edges.weights.max() + 1.0
-    rows = np.append(np.repeat(edges.receivers, places), alone)
     places_of = (edges.sources[:, None] * places + np.arange(places)).ravel()
+    rows, taken = np.append(np.repeat(edges.receivers, places), alone), np.append(places_of, columns + alone)
     costs = np.append(np.repeat(most - edges.weights, places), np.full(agents, most))
-    table = csr_array((costs, (rows, np.append(places_of, columns + alone))), shape=(agents, columns + agents))
-    receiver, column = min_weight_full_bipartite_matching(table)
-    source = np.full(agents, -1)
-    source[receiver] = np.where(column < columns, column // places, -1)
+    column = _cheapest(costs, rows, taken, (agents, columns + agents))
+    source = np.where(column < columns, column // places, -1)
     return np.flatnonzero(source[edges.receivers] == edges.sources)
+
+
+def _cheapest(costs: np.ndarray, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The column of each row in the cheapest assignment of all rows, by a sparse table of positive costs."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
+    row, column = min_weight_full_bipartite_matching(csr_array((costs, (rows, columns)), shape=shape))
+    return column[np.argsort(row)]
 
 
 def _greedy(edges: Edges, places: int, apart: bool) -> np.ndarray:
@@ -182,9 +188,7 @@ def _from_cycles(edges: Edges) -> np.ndarray:
     ends = np.concatenate([edges.sources, edges.receivers, alone])
     others = np.concatenate([edges.receivers, edges.sources, alone])
     weighed = np.concatenate([costs, costs, np.full(agents, most)])
-    one, partner = min_weight_full_bipartite_matching(csr_array((weighed, (ends, others)), shape=(agents, agents)))
-    after = np.empty(agents, dtype=np.int64)
-    after[one] = partner
+    after = _cheapest(weighed, ends, others, (agents, agents))
     worth = np.zeros(agents)  # of the edge from each agent to the next of its cycle
     for here, there in ((edges.sources, edges.receivers), (edges.receivers, edges.sources)):
         on = after[here] == there

@@ -15,8 +15,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Gt
 
-from peertune.matchmakers.base import Matchmaker, Pair, State, finite, identity
-from peertune.matchmakers.candidates import PROTOCOLS, Candidates
+from peertune.matchmakers.base import PROTOCOLS, Candidates, Matchmaker, Pair, State, finite, identity
 from peertune.matchmakers.evidence import (
     GAIN,
     MET,
@@ -54,7 +53,7 @@ class Pairwise(Matchmaker):
     ridge: Annotated[float, Gt(0)] = 0.05
     side_ridge: Annotated[float, Gt(0)] = 4.0
     prior: Annotated[float, Ge(0)] = 2.0
-    width: Annotated[float, Ge(0)] = 0.15
+    width: Annotated[float, Ge(0)] = 0.12
     half_life: Annotated[float, Gt(0)] = 20.0
     patience: Annotated[float, Gt(0)] = 1.5
     cut: Annotated[float, Gt(0)] = 3.0
@@ -141,8 +140,7 @@ def _scores(state: State, pairs: Candidates, thetas: Sequence[Coefficients]) -> 
     for start in range(0, len(pairs), _CHUNK):
         some = pairs[start : start + _CHUNK]
         sources, receivers = place[some.sources], place[some.receivers]
-        contexts = np.hstack([some.profiles[some.sources], some.profiles[some.receivers]])
-        own = pair_features(contexts, some.trust[some.sources], some.protocols)
+        own = pair_features(some.contexts(), some.trust[some.sources], some.protocols)
         scored = np.hstack([own, _history(state, sources, receivers)]) @ weights
         for each, theta in enumerate(thetas):
             sides = theta.sides[sources, 0] + theta.sides[receivers, 1]

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import solve_triangular
-from scipy.sparse import csr_array
 
 from peertune.matchmakers.evidence import TOGETHER, State, met_pairs, moments
 
@@ -67,18 +65,18 @@ class _Dense:
         shared[2 * sources, 2 * receivers + 1] = state["history"][:, TOGETHER]
         shared[2 * receivers + 1, 2 * sources] = state["history"][:, TOGETHER]
         own = state["precision"] + prior.ridge * np.eye(features)
-        self._lower = np.linalg.cholesky(np.block([[own, sides.T], [sides, shared]]))
+        self._precision = np.block([[own, sides.T], [sides, shared]])
 
     def solve(self, moment: np.ndarray, side_moment: np.ndarray) -> Coefficients:
         """The coefficients of which these are the precision's products."""
-        return self._back(solve_triangular(self._lower, np.append(moment, side_moment), lower=True))
+        return self._parts(np.linalg.solve(self._precision, np.append(moment, side_moment)))
 
     def spread(self, random: np.random.Generator) -> Coefficients:
         """A draw with the inverse of the precision as covariance."""
-        return self._back(random.standard_normal(len(self._lower)))
+        lower = np.linalg.cholesky(self._precision)
+        return self._parts(np.linalg.solve(lower.T, random.standard_normal(len(lower))))
 
-    def _back(self, right: np.ndarray) -> Coefficients:
-        found = solve_triangular(self._lower.T, right)
+    def _parts(self, found: np.ndarray) -> Coefficients:
         return Coefficients(found[: self._features], found[self._features :].reshape(-1, 2))
 
 
@@ -86,6 +84,8 @@ class _Sparse:
     """The same in parts: A of the features, M of the agents' effects (sparse), B between them; as `_Dense`."""
 
     def __init__(self, state: State, prior: Prior) -> None:
+        from scipy.sparse import csr_array
+
         features, agents = len(prior.mean), len(state["agents"])
         self._own = state["precision"] + prior.ridge * np.eye(features)
         self._sides = state["sides"].reshape(-1, features)
@@ -107,7 +107,7 @@ class _Sparse:
         """A draw with, nearly, the inverse of the precision as covariance."""
         shared = self._sides.T @ (self._sides / (2 * self._diagonal - self._ridge)[:, None])
         lower = np.linalg.cholesky(self._own - shared)
-        features = solve_triangular(lower.T, random.standard_normal(len(lower)))
+        features = np.linalg.solve(lower.T, random.standard_normal(len(lower)))
         sides = self._conjugate(self._between, self._noise(random) - self._sides @ features)
         return Coefficients(features, sides.reshape(-1, 2))
 
