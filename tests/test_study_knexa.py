@@ -227,7 +227,7 @@ def test_one_agent_below_itself_is_enough() -> None:
 
 
 def test_central_arms_are_met_at_equal_updates_and_few_bytes() -> None:
-    levels = {"knexa": [[0.5] * 4], "central_confident": [[0.4] * 4], "central_filtered": [[0.5] * 4]}
+    levels = {"knexa": [[0.5] * 4], "central": [[0.4] * 4], "central_filtered": [[0.5] * 4]}
     runs = [made(seed, levels, knexa=15, central_filtered=100) for seed in range(2)]
     found = judge({"knexa-experts": runs})
     below, few = verdict(found, "strongest central"), verdict(found, "text bytes")
