@@ -18,6 +18,8 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from peertune.errors import ConfigError
+
 Numbers = list[int]
 Row = tuple[str, str, str]  # category, question, answer
 
@@ -66,11 +68,16 @@ def list_rows(seed: int) -> Iterator[Row]:
 
 
 def intent_rows(folder: Path) -> Iterator[Row]:
-    """The messages of the chosen intents, in the order of the files."""
+    """The messages of the chosen intents, in the order of the files. Raises `ConfigError` if one is not there."""
     categories = {intent: category for category, intents in INTENTS.items() for intent in intents}
-    for name in ("banking77_train.csv", "banking77_test.csv"):
-        with (folder / name).open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
+    for path in (folder / "banking77_train.csv", folder / "banking77_test.csv"):
+        if not path.is_file():
+            raise ConfigError(f"{path}: expected a file of BANKING77, found none; see {Path(__file__).name}")
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if missing := {"text", "category"}.difference(reader.fieldnames or ()):
+                raise ConfigError(f"{path}: expected the columns text and category, found no {sorted(missing)[0]}")
+            for row in reader:
                 if row["category"] in categories:
                     yield categories[row["category"]], " ".join(row["text"].split()), row["category"]
 
@@ -91,7 +98,10 @@ def main() -> None:
     for each in (lists, intents):
         each.add_argument("out", type=Path, help="the .jsonl file to write")
     arguments = parser.parse_args()
-    rows = list(list_rows(arguments.seed) if arguments.kind == "lists" else intent_rows(arguments.folder))
+    try:
+        rows = list(list_rows(arguments.seed) if arguments.kind == "lists" else intent_rows(arguments.folder))
+    except ConfigError as error:
+        parser.error(str(error))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text("".join(record(row) + "\n" for row in rows), encoding="utf-8")
     print(f"{arguments.out}: {len(rows)} questions in {len({row[0] for row in rows})} categories")

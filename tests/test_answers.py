@@ -219,6 +219,14 @@ def test_the_list_questions_are_many_different_and_right(tmp_path: Path) -> None
     assert all(task.clean(each.completion) == each.completion for each in task.examples("train"))
 
 
+def test_intents_of_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="banking77_train.csv: expected a file of BANKING77, found none"):
+        list(intent_rows(tmp_path))
+    (tmp_path / "banking77_train.csv").write_text("text,label\nsecret,exchange_rate\n")
+    with pytest.raises(ConfigError, match="expected the columns text and category, found no category$"):
+        list(intent_rows(tmp_path))
+
+
 @pytest.mark.skipif(not BANKING.is_dir(), reason=f"BANKING77 is not at {BANKING}")
 def test_the_intents_of_banking77(tmp_path: Path) -> None:
     rows = list(intent_rows(BANKING))
