@@ -12,11 +12,11 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from small import bodies, last_checkpoint, make_models, resume, run, small_config
+from small import PAPER, ROUTED, bodies, last_checkpoint, make_models, resume, run, small_config
 from tiny import make_tiny_model
 
 import peertune.checkpoint
-from peertune.agent import VERBS
+from peertune.agent import VERBS, Agent
 from peertune.assemble import Spec, build_agents
 from peertune.checkpoint import Blobs
 from peertune.engines.local import LocalEngine
@@ -25,10 +25,10 @@ from peertune.experiment import BUILDER, Experiment, Interrupted
 from peertune.federation import Federation
 from peertune.ledger import Ledger
 from peertune.matchmakers.linucb import LinUCB
-from peertune.payloads import Texts
+from peertune.payloads import Number, Picks, Texts
 
 TWO = "llama gpt2"
-BASELINES = {"local": "local", "random": {"type": "knexa", "matchmaker": "uniform"}}
+BASELINES = {"local": "local", "random": PAPER | {"matchmaker": "uniform"}, "routed": ROUTED}
 ROUNDS = 3
 
 
@@ -56,13 +56,15 @@ class Spy:
 
 
 def spy_on(patch: pytest.MonkeyPatch, spy: Spy) -> None:
-    for verb, original in dict(VERBS).items():
-
-        def call(agent: Any, *args: Any, verb: str = verb, original: Any = original) -> Any:
+    def spied(verb: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(agent: Any, *args: Any) -> Any:
             spy.calls.append((spy.arm, spy.round, agent.name, verb, args))
             return original(agent, *args)
 
-        patch.setitem(VERBS, verb, call)
+        return call
+
+    for verb in VERBS:
+        patch.setattr(Agent, verb, spied(verb, getattr(Agent, verb)))
     match, update = LinUCB.match, LinUCB.update
 
     def matching(self: LinUCB, *args: Any) -> Any:
@@ -86,7 +88,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def spy(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Spy:
-    """A run of four agents, three arms and three rounds, in this process."""
+    """A run of four agents, four arms and three rounds, in this process."""
     spy = Spy(tmp_path_factory.mktemp("runs") / "reference")
     with pytest.MonkeyPatch.context() as patch:
         spy_on(patch, spy)
@@ -108,8 +110,8 @@ def longer(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
 
 def spoil(patch: pytest.MonkeyPatch, verb: str, behave: Callable[..., Any]) -> None:
     """Every agent's `verb` becomes `behave(original, agent, *args)`."""
-    original = VERBS[verb]
-    patch.setitem(VERBS, verb, lambda agent, *args: behave(original, agent, *args))
+    original = getattr(Agent, verb)
+    patch.setattr(Agent, verb, lambda agent, *args: behave(original, agent, *args))
 
 
 # Same seed, same run
@@ -132,19 +134,21 @@ def test_another_seed_is_another_run(models: dict[str, str], tmp_path: Path, hea
 def test_every_arm_starts_from_the_state_after_the_warm_start(spy: Spy) -> None:
     start = last_checkpoint(spy.ledger, "start").body["agents"]
     restored = [(name, args[0].digest) for _, _, name, verb, args in spy.calls if verb == "restore"]
-    assert restored == list(start.items()) * 3
+    assert restored == list(start.items()) * 4
 
 
 def test_local_takes_the_steps_of_an_exchange_too(spy: Spy) -> None:
-    steps = {arm: [args for _, _, args in spy.asked(arm, "fit")] for arm in ("local", "random", "knexa")}
-    assert steps == {"local": [(3,)] * 12, "random": [(1,)] * 12, "knexa": [(1,)] * 12}  # 4 agents, 3 rounds
-    assert {args[3] for arm in ("random", "knexa") for _, _, args in spy.asked(arm, "learn")} == {2}
+    others = ("random", "routed", "knexa")
+    steps = {arm: [args for _, _, args in spy.asked(arm, "fit")] for arm in ("local", *others)}
+    assert steps == {"local": [(3,)] * 12} | dict.fromkeys(others, [(1,)] * 12)  # 4 agents, 3 rounds
+    assert {args[1] for arm in others for _, _, args in spy.asked(arm, "learn")} == {2}
     assert not spy.asked("local", "learn") and not spy.asked("local", "profile")
 
 
 def test_the_weight_of_the_teachers_text_rises_from_the_first_to_the_last_round(spy: Spy) -> None:
-    weights = {(t, args[2]) for t, _, args in spy.asked("knexa", "learn")}
-    assert weights == {(1, 0.2), (2, 0.35), (3, 0.5)}
+    for arm in ("knexa", "routed"):
+        weights = {(t, args[0]) for t, _, args in spy.asked(arm, "learn")}
+        assert weights == {(1, 0.2), (2, 0.35), (3, 0.5)}
 
 
 def test_half_as_many_pairs_as_agents_and_no_agent_in_two(spy: Spy) -> None:
@@ -155,10 +159,11 @@ def test_half_as_many_pairs_as_agents_and_no_agent_in_two(spy: Spy) -> None:
 
 
 def test_the_reward_is_equation_3_of_the_recorded_gain(spy: Spy) -> None:
-    pairs = bodies(spy.ledger, "pair")
-    assert len(pairs) == 12
-    for pair in pairs:
-        assert pair["reward"] == pytest.approx(pair["before"] - pair["after"] - 1e-3 * pair["kilobytes"], abs=1e-12)
+    assert len(bodies(spy.ledger, "pair", "knexa")) == len(bodies(spy.ledger, "pair", "random")) == 6
+    for arm, kind in (("knexa", ""), ("random", ""), ("routed", "probe_")):  # `reward` is private, private, probe
+        for pair in bodies(spy.ledger, "pair", arm):
+            gain = pair[f"{kind}before"] - pair[f"{kind}after"]
+            assert pair["reward"] == pytest.approx(gain - 1e-3 * pair["kilobytes"], abs=1e-12)
 
 
 def test_the_pair_that_is_rewarded_is_the_one_that_was_scored(spy: Spy) -> None:
@@ -168,29 +173,44 @@ def test_the_pair_that_is_rewarded_is_the_one_that_was_scored(spy: Spy) -> None:
 
 
 def test_kilobytes_are_those_of_the_text_that_arrived(spy: Spy) -> None:
-    for (_, name, args), pair in zip(spy.asked("knexa", "learn"), bodies(spy.ledger, "pair", "knexa"), strict=True):
+    for (_, name, args), pair in zip(spy.asked("knexa", "accept"), bodies(spy.ledger, "pair", "knexa"), strict=True):
         assert pair["receiver"] == name
         assert pair["kilobytes"] == sum(len(text.encode()) for text in args[1].items) / 1000
+        assert pair["texts"] == len(args[0].items) == len(args[1].items)
+
+
+def test_a_lesson_from_several_sources_has_their_bytes_together(spy: Spy) -> None:
+    for t in range(1, ROUNDS + 1):
+        events = [event.body for event in spy.ledger.events("pair", "routed") if event.round == t]
+        pulled = [(name, args[1].items) for round_, name, args in spy.asked("routed", "accept") if round_ == t]
+        for pair in events:
+            own = [text for name, items in pulled if name == pair["receiver"] for text in items]
+            assert pair["kilobytes"] == sum(len(text.encode()) for text in own) / 1000
+        assert sum(pair["texts"] for pair in events) == sum(len(items) for _, items in pulled)
+    assert bodies(spy.ledger, "pair", "routed")
 
 
 def test_before_and_after_are_measured_on_the_same_fixed_items(
     models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import peertune.agent
+    import peertune.learner
 
     measured: list[tuple] = []
-    original = peertune.agent.losses
+    original = peertune.learner.losses
     monkeypatch.setattr(
-        peertune.agent,
+        peertune.learner,
         "losses",
         lambda lm, adapter, rows: measured.append(tuple(row.ids for row in rows)) or original(lm, adapter, rows),
     )
-    agent, other = build(models, tmp_path, "a0", "a1")
-    prompts = Texts(("def f(xs):\n", "def g(xs):\n"))
-    gains = [agent.call("learn", [prompts, Texts(("    return xs\n",) * 2), *numbers(0.5, 2)]) for _ in range(2)]
-    assert len(measured) == 4 and len(set(measured)) == 1
-    assert gains[1].before == gains[0].after  # nothing else happened in between
-    assert gains[0].before != gains[0].after
+    (agent,) = build(models, tmp_path, "a0")
+    agent.call("accept", TAUGHT)
+    gains = [agent.call("learn", numbers(0.5, 2, 1e9, 1)) for _ in range(2)]
+    private, probe = measured[:2]
+    assert measured == [private, probe] * 4 and private != probe
+    assert gains[1].private.before == gains[0].private.after  # nothing else happened in between
+    assert gains[1].probe.before == gains[0].probe.after
+    assert gains[0].private.before != gains[0].private.after
+    assert gains[0].probe.before != gains[0].probe.after
 
 
 def test_evaluation_every_second_round_and_after_the_last(spy: Spy, head: str) -> None:
@@ -208,29 +228,28 @@ def build(models: dict[str, str], folder: Path, *names: str, **changes: Any) -> 
 
 
 def numbers(*values: float) -> list[Any]:
-    from peertune.payloads import Number
-
     return [Number(value) for value in values]
 
 
 def state_of(agent: Any) -> tuple[dict[str, bytes], bytes]:
     """Everything that a checkpoint would hold."""
-    tensors = {name: tensor.numpy().tobytes() for name, tensor in agent._trainer.state().items()}
+    tensors = {name: tensor.numpy().tobytes() for name, tensor in agent._learner.trainer.state().items()}
     return tensors, msgspec.msgpack.encode(agent._record)
 
 
-def learn_args(weight: float = 0.5) -> list[Any]:
-    return [Texts(("def f(xs):\n", "def g(xs):\n")), Texts(("    return xs\n",) * 2), *numbers(weight, 3)]
+TAUGHT = [Picks((0, 1)), Texts(("    return xs\n",) * 2), *numbers(0)]
+LEARN = numbers(0.5, 3, 1e9, 1)
 
 
-@pytest.mark.parametrize(("verb", "args"), [("fit", numbers(3)), ("learn", learn_args())])
+@pytest.mark.parametrize(("verb", "args"), [("fit", numbers(3)), ("learn", LEARN)])
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), MemoryError()])
 def test_a_verb_that_raises_half_way_is_undone(
     models: dict[str, str], tmp_path: Path, verb: str, args: list[Any], error: Exception
 ) -> None:
     (agent,) = build(models, tmp_path, "a0")
     agent.call("fit", numbers(2))
-    before, steps, original = state_of(agent), [0], agent._trainer.step
+    agent.call("accept", TAUGHT)
+    before, steps, original = state_of(agent), [0], agent._learner.trainer.step
 
     def step(*args: Any) -> float:
         steps[0] += 1
@@ -238,23 +257,24 @@ def test_a_verb_that_raises_half_way_is_undone(
             raise error
         return original(*args)
 
-    agent._trainer.step = step
+    agent._learner.trainer.step = step
     with pytest.raises(type(error)):
         agent.call(verb, args)
     assert steps == [3]
     assert state_of(agent) == before
 
 
-@pytest.mark.parametrize(("verb", "args"), [("fit", numbers(3)), ("learn", learn_args())])
+@pytest.mark.parametrize(("verb", "args"), [("fit", numbers(3)), ("learn", LEARN)])
 def test_training_that_diverges_is_undone_also_when_only_the_last_step_did_it(
     models: dict[str, str], tmp_path: Path, verb: str, args: list[Any]
 ) -> None:
     training = {"learning_rate": 1e30, "warmup_steps": 0}
     for steps in (1, 3):
         (agent,) = build(models, tmp_path, "a0", training=training)
+        agent.call("accept", TAUGHT)
         before = state_of(agent)
         with pytest.raises(PeertuneError, match="put back"):
-            agent.call(verb, [*args[:-1], *numbers(steps)])
+            agent.call(verb, [Number(steps) if arg == Number(3) else arg for arg in args])
         assert state_of(agent) == before
         agent.call("profile", [])  # still a working agent
         assert all(np.isfinite(value) for _, value in agent.take_metrics())
@@ -281,7 +301,7 @@ def test_poisoned_weights_cost_their_agent_its_exchanges_and_nobody_else(
     assert len(bodies(ledger, "done")) == 2
 
 
-@pytest.mark.parametrize("verb", ["fit", "profile", "answer", "learn", "grade"])
+@pytest.mark.parametrize("verb", ["fit", "profile", "draft", "share", "accept", "learn", "grade"])
 def test_an_agent_that_always_fails_in_one_verb(
     models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
@@ -347,7 +367,7 @@ def test_real_agents_keep_texts_from_the_coordinator_and_weights_from_everybody(
     spec = msgspec.json.encode(Spec(config.model_dump_json(), str(tmp_path)))
     engine = LocalEngine(BUILDER, spec, [["a0", "a1"]], inline=True)
     fed = Federation(engine, ["a0", "a1"])
-    for ref in (fed["a0"].answer(Texts(("def f(",))), fed["a0"].adapter(), fed["a1"].load(fed["a0"].adapter())):
+    for ref in (fed["a0"].share(Picks((0,))), fed["a0"].adapter(), fed["a1"].load(fed["a0"].adapter())):
         with pytest.raises(AgentError, match="a0 does not release (texts|weights) to (coordinator|a1)"):
             fed.fetch(ref)
     assert fed.fetch(fed["a0"].profile()) is not None

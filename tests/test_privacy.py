@@ -1,4 +1,4 @@
-"""Who saw what: KNEXA-FL shows the coordinator profiles and gains, and private text stays with its owner."""
+"""Who saw what: KNEXA-FL shows the coordinator numbers alone, and private text stays with its owner."""
 
 import json
 import os
@@ -12,15 +12,21 @@ from typing import Any
 import pytest
 import torch
 import toy
-from small import make_models, run, small_config
+from safetensors.numpy import load
+from small import ROUTED, last_checkpoint, make_models, run, small_config
 
+from peertune.checkpoint import Blobs
+from peertune.engines.base import METRICS
 from peertune.federation import Federation
 from peertune.ledger import COORDINATOR, Ledger
 from peertune.matchmakers import LinUCB, Pairwise, Uniform
+from peertune.matchmakers.router import Router
 from peertune.methods import Budget, Knexa, Run
+from peertune.methods.base import Public
 
 Seen = dict[str, set[str]]
-PUBLIC = ("what is public?", "who may ask?")
+TRANSFER, PROBE = (Public("maths", tested=True), Public("text", tested=False)), (Public("maths", tested=True),) * 2
+TOLD = {"set": {"profile", "claims", "verdicts", "gain"}, "prompt": {"claims", "verdicts", "gain"}}
 CANARY = {name: f"zq-{name}-private" for name in ("north", "south")}
 FIELDS = ("prompt", "completion", "category")
 
@@ -45,10 +51,12 @@ def received(transfers: list[dict[str, Any]]) -> tuple[Seen, Seen]:
     ids=["linucb", "uniform", "pairwise"],
 )
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_round_of_knexa_shows_profiles_and_gains(tmp_path: Path, matchmaker: Any, workers: int) -> None:
+def test_a_round_by_pairs_shows_profiles_claims_verdicts_and_gains(
+    tmp_path: Path, matchmaker: Any, workers: int
+) -> None:
     engine = toy.start(tmp_path, workers)
     fed = Federation(engine, toy.NAMES[:4])
-    method = Knexa(run=Run(rounds=3, seed=0, budget=Budget(1, 1), transfer=PUBLIC), matchmaker=matchmaker)
+    method = Knexa(run=Run(3, 0, Budget(1, 1), TRANSFER, PROBE), matchmaker=matchmaker, route="set")
     state = method.init(fed)
     for t in (1, 2, 3):
         state = method.round(state, fed, t)
@@ -58,9 +66,27 @@ def test_a_round_of_knexa_shows_profiles_and_gains(tmp_path: Path, matchmaker: A
         pairs = {(row.body["source"], row.body["receiver"]) for row in rows if row.kind == "pair"}
         assert len(pairs) == 2
         receivers = {receiver for _, receiver in pairs}
-        expected = {name: {"profile", "gain"} if name in receivers else {"profile"} for name in toy.NAMES[:4]}
-        assert to_coordinator == expected
+        told = {name: TOLD["set"] if name in receivers else {"profile", "claims"} for name in toy.NAMES[:4]}
+        assert to_coordinator == told
         assert between == {pair: {"texts"} for pair in pairs}
+    engine.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_round_by_prompts_shows_claims_verdicts_and_gains(tmp_path: Path, workers: int) -> None:
+    engine = toy.start(tmp_path, workers)
+    fed = Federation(engine, toy.NAMES[:4])
+    run = Run(3, 0, Budget(1, 1), TRANSFER, PROBE)
+    method = Knexa(run=run, matchmaker=LinUCB(), router=Router(floor=0.0), audit=1)
+    state = method.init(fed)
+    for t in (1, 2, 3):
+        state = method.round(state, fed, t)
+        rows = fed.end_round().rows
+        assert not [row for row in rows if row.kind == "failure"]
+        to_coordinator, between = received([row.body for row in rows if row.kind == "transfer"])
+        assert to_coordinator == dict.fromkeys(toy.NAMES[:4], TOLD["prompt"])  # everybody is an auditor too
+        assert set.union(*between.values()) == {"texts"}
+        assert {(row.body["source"], row.body["receiver"]) for row in rows if row.kind == "pair"} <= between.keys()
     engine.close()
 
 
@@ -75,21 +101,24 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def ledger(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
-    ledger = run(tmp_path_factory.mktemp("runs") / "run", small_config(models, baselines={"local": "local"}))
+    ledger = run(
+        tmp_path_factory.mktemp("runs") / "run", small_config(models, baselines={"local": "local", "routed": ROUTED})
+    )
     yield ledger
     ledger.close()
 
 
-def test_in_rounds_the_coordinator_received_profiles_and_gains_only(ledger: Ledger) -> None:
-    transfers = [event.body for event in ledger.events("transfer", "knexa") if event.phase == "round"]
+@pytest.mark.parametrize(("arm", "route"), [("knexa", "set"), ("routed", "prompt")])
+def test_in_rounds_the_coordinator_received_numbers_only(ledger: Ledger, arm: str, route: str) -> None:
+    transfers = [event.body for event in ledger.events("transfer", arm) if event.phase == "round"]
     to_coordinator, _ = received(transfers)
-    assert set.union(*to_coordinator.values()) == {"profile", "gain"}
+    assert set.union(*to_coordinator.values()) == TOLD[route]
     assert set(to_coordinator) == {"a0", "a1", "a2", "a3"}
 
 
 def test_over_the_run_the_coordinator_received_scores_and_receipts_beside_them(ledger: Ledger) -> None:
     to_coordinator, _ = received([event.body for event in ledger.events("transfer")])
-    assert set.union(*to_coordinator.values()) == {"profile", "gain", "scores", "receipt"}
+    assert set.union(*to_coordinator.values()) == TOLD["set"] | {"scores", "receipt"}
 
 
 def test_texts_go_from_agent_to_agent_of_a_pair_and_nothing_else_does(ledger: Ledger) -> None:
@@ -98,14 +127,23 @@ def test_texts_go_from_agent_to_agent_of_a_pair_and_nothing_else_does(ledger: Le
         pairs = {(event.body["source"], event.body["receiver"]) for event in events if event.kind == "pair"}
         _, between = received([event.body for event in events if event.kind == "transfer"])
         assert between == {pair: {"texts"} for pair in pairs}
+    _, routed = received([event.body for event in ledger.events("transfer", "routed")])
+    assert set.union(*routed.values()) == {"texts"}
     assert not received([event.body for event in ledger.events("transfer", "local")])[1]
+
+
+def test_the_coordinator_keeps_no_text(ledger: Ledger) -> None:
+    for arm in ("knexa", "routed"):
+        body = last_checkpoint(ledger, arm).body
+        state = load(Blobs(ledger.path.parent / "coordinator" / "checkpoints").get(body["method"]))
+        assert all(array.dtype.kind in "if" for array in state.values())
 
 
 def test_the_ledger_holds_numbers_and_names_but_no_text_of_agents(ledger: Ledger) -> None:
     """Every string in an event is one of the run's own words: a name, a kind, a digest, a piece of configuration."""
     names = {"a0", "a1", "a2", "a3", COORDINATOR}
-    words = names | {"train_loss", "exchange_loss", "validation_loss", "validation_score", "test_loss"}
-    kinds = {"texts", "number", "profile", "gain", "scores", "receipt"}
+    words = names | {*METRICS, "test_loss"}
+    kinds = {"texts", "number", "picks", "scores", "receipt"} | TOLD["set"]
     for event in ledger.events():
         if event.kind in ("transfer", "metric", "pair", "scores"):
             strings = {value for value in event.body.values() if isinstance(value, str)}

@@ -8,7 +8,7 @@ from small import bodies, make_models, resume, run, small_config
 from test_experiment import TWO, stopped_after
 from tiny import make_tiny_model
 
-from peertune.agent import VERBS
+from peertune.agent import Agent
 from peertune.checkpoint import Blobs
 from peertune.config.schema import Config
 from peertune.errors import ConfigError, PeertuneError, StorageError
@@ -61,7 +61,7 @@ def test_an_adapter_is_not_exported_for_another_model(tmp_path: Path) -> None:
 def test_grades_that_do_not_fit_the_test_are_a_failure(
     models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(VERBS, "grade", lambda agent, samples, temperature: Scores((1.0,), 1, {}))
+    monkeypatch.setattr(Agent, "grade", lambda agent, samples, temperature: Scores((1.0,), 1, {}))
     ledger = run(tmp_path / "run", small_config(models, TWO, rounds=1))
     assert not bodies(ledger, "scores")
     causes = {body["cause"] for body in bodies(ledger, "failure")}
