@@ -19,13 +19,17 @@ from peertune.payloads import (
     MAX_TENSORS,
     PAYLOADS,
     PROFILE_SIZE,
+    Change,
+    Claims,
     Gain,
     Number,
     Payload,
+    Picks,
     Profile,
     Receipt,
     Scores,
     Texts,
+    Verdicts,
     Weights,
     decode,
     encode,
@@ -47,13 +51,19 @@ arrays = st.sampled_from([np.float32, np.float16]).flatmap(
         elements=st.floats(-6e4, 6e4, width=16),
     )
 )
+changes = st.builds(Change, losses, losses, losses)
+numerals, bits = st.integers(0, (1 << 16) - 1), st.integers(0, 1)
+drafts = st.lists(st.tuples(numerals, bits, bits), max_size=8)  # what one claims of each
 payloads: dict[str, st.SearchStrategy[Payload]] = {
     "number": st.builds(Number, numbers),
     "texts": st.builds(Texts, st.lists(texts, max_size=8).map(tuple)),
     "profile": st.builds(
         Profile, st.lists(st.floats(-1e3, 1e3), min_size=PROFILE_SIZE, max_size=PROFILE_SIZE).map(tuple)
     ),
-    "gain": st.builds(Gain, losses, losses, losses),
+    "picks": st.builds(Picks, st.lists(numerals, max_size=8).map(tuple)),
+    "claims": drafts.map(lambda each: Claims(*(tuple(draft[place] for draft in each) for place in range(3)))),
+    "verdicts": st.builds(Verdicts, st.lists(bits, max_size=8).map(tuple)),
+    "gain": st.builds(Gain, changes, st.none() | changes, losses, st.booleans()),
     "scores": st.builds(
         Scores,
         st.lists(st.floats(0, 4), max_size=8).map(tuple),
@@ -131,9 +141,27 @@ GOLDEN = [
     (Texts(("a", "é")), "50540105746578747381a56974656d7392a161a2c3a9"),
     (Profile((0.0,) * 32), "5054010770726f66696c6581a676616c756573dc0020" + "cb0000000000000000" * 32),
     (
-        Gain(2.0, 1.5, 0.25),
-        "505401046761696e83a66265666f7265cb4000000000000000a56166746572cb3ff8000000000000"
-        "a96b696c6f6279746573cb3fd0000000000000",
+        Gain(Change(2.0, 1.5, 0.25), None, 0.5, kept=False),
+        "505401046761696e84a77072697661746583a66265666f7265cb4000000000000000a56166746572cb3ff80000000000"
+        "00a56572726f72cb3fd0000000000000a570726f6265c0a96b696c6f6279746573cb3fe0000000000000a46b657074c2",
+    ),
+    (
+        Gain(Change(2.0, 1.5, 0.25), Change(1.0, 0.0, 0.5), 0.5, kept=True),
+        "505401046761696e84a77072697661746583a66265666f7265cb4000000000000000a56166746572cb3ff80000000000"
+        "00a56572726f72cb3fd0000000000000a570726f626583a66265666f7265cb3ff0000000000000a56166746572cb0000"
+        "000000000000a56572726f72cb3fe0000000000000a96b696c6f6279746573cb3fe0000000000000a46b657074c3",
+    ),
+    (
+        Picks((0, 300)),
+        "505401057069636b7381a56974656d739200cd012c",
+    ),
+    (
+        Claims((7, 65535), (1, 0), (0, 1)),
+        "50540106636c61696d7383a873757270726973659207cdffffa76f666665726564920100a7736574746c6564920001",
+    ),
+    (
+        Verdicts((1, 0)),
+        "50540108766572646963747381a6706173736564920100",
     ),
     (
         Scores((1.0, 0.0), 2, {"x": 1.0}),
@@ -167,6 +195,11 @@ def test_weights_keep_scalars_and_any_memory_layout() -> None:
 
 # Bounds, at both ends
 
+
+def gain(before: float, after: float, error: float, kilobytes: float = 0.0, probe: Change | None = None) -> Gain:
+    return Gain(Change(before, after, error), probe, kilobytes, kept=True)
+
+
 ZEROS = (0.0,) * PROFILE_SIZE
 F32 = np.zeros(2, np.float32)
 OUT_OF_BOUNDS = {
@@ -184,9 +217,29 @@ OUT_OF_BOUNDS = {
     "profile NaN": Profile((*ZEROS[1:], float("nan"))),
     "profile infinite": Profile((*ZEROS[1:], float("-inf"))),
     "profile too large": Profile((*ZEROS[1:], 1000.5)),
-    "gain negative": Gain(-0.1, 0.0, 0.0),
-    "gain NaN": Gain(0.0, float("nan"), 0.0),
-    "gain infinite": Gain(0.0, 0.0, float("inf")),
+    "gain negative": gain(-0.1, 0.0, 0.0),
+    "gain NaN": gain(0.0, float("nan"), 0.0),
+    "gain infinite": gain(0.0, 0.0, float("inf")),
+    "gain kilobytes negative": gain(0.0, 0.0, 0.0, kilobytes=-1.0),
+    "gain kilobytes NaN": gain(0.0, 0.0, 0.0, kilobytes=float("nan")),
+    "gain probe negative": gain(0.0, 0.0, 0.0, probe=Change(0.0, 0.0, -1e-9)),
+    "gain probe huge": gain(0.0, 0.0, 0.0, probe=Change(0.0, 1.1e9, 0.0)),
+    "gain probe NaN": gain(0.0, 0.0, 0.0, probe=Change(float("nan"), 0.0, 0.0)),
+    "gain kept number": Gain(Change(0.0, 0.0, 0.0), None, 0.0, 1),  # pyright: ignore[reportArgumentType]
+    "picks negative": Picks((-1,)),
+    "picks too large": Picks((1 << 16,)),
+    "picks too many": Picks((0,) * ((1 << 16) + 1)),
+    "picks fraction": Picks((0.5,)),  # pyright: ignore[reportArgumentType]
+    "claims of unequal length": Claims((1, 2), (1, 1), (1,)),
+    "claims surprise negative": Claims((-1,), (1,), (1,)),
+    "claims surprise too large": Claims((1 << 16,), (1,), (1,)),
+    "claims offered twice": Claims((1,), (2,), (1,)),
+    "claims settled a text": Claims((1,), (1,), ("yes",)),  # pyright: ignore[reportArgumentType]
+    "claims too many": Claims(*((0,) * ((1 << 16) + 1),) * 3),
+    "verdicts above 1": Verdicts((1, 2)),
+    "verdicts negative": Verdicts((-1,)),
+    "verdicts NaN": Verdicts((float("nan"),)),  # pyright: ignore[reportArgumentType]
+    "verdicts too many": Verdicts((0,) * ((1 << 16) + 1)),
     "scores above samples": Scores((3.0,), 2, {}),
     "scores negative": Scores((-1.0,), 2, {}),
     "scores no samples": Scores((), 0, {}),
@@ -236,6 +289,10 @@ def test_largest_allowed_values_pass() -> None:
         Number(1e18),
         Profile((1e3, -1e3) * 16),
         Texts(("a" * (1 << 16),)),
+        Picks(((1 << 16) - 1,) * (1 << 16)),
+        Claims(((1 << 16) - 1,) * (1 << 16), (1,) * (1 << 16), (0,) * (1 << 16)),
+        Verdicts((1,) * (1 << 16)),
+        gain(1e9, 1e9, 1e9, 1e9, Change(1e9, 1e9, 1e9)),
         Scores((4.0,), 4, {str(index): 1e9 for index in range(64)}),
         Weights({str(index): F32 for index in range(64)}, (1 << 53) - 1),
     ):
@@ -353,6 +410,11 @@ def _claim(kind: str, field: str, *, size: int = 1) -> bytes:
 BOMBS: dict[str, Callable[[], bytes]] = {
     "claimed profile": lambda: _claim("profile", "values"),
     "claimed texts": lambda: _claim("texts", "items"),
+    "claimed picks": lambda: _claim("picks", "items"),
+    "claimed claims": lambda: _claim("claims", "surprise", size=3),
+    "claimed verdicts": lambda: _claim("verdicts", "passed"),
+    "verdicts of 10 million": lambda: _claim("verdicts", "passed") + b"\x01" * 10_000_000,
+    "nested gain": lambda: frame("gain", b"\x81\xa7private" * 500_000),
     "claimed scores": lambda: _claim("scores", "correct", size=3),
     "claimed map": lambda: frame("scores", b"\xdf" + struct.pack(">I", 0x7FFFFFFF)),
     "profile of 10 million": lambda: _claim("profile", "values") + b"\x01" * 10_000_000,
@@ -403,7 +465,10 @@ anything = st.recursive(
     | st.binary(max_size=20),
     lambda inner: (
         st.lists(inner, max_size=6)
-        | st.dictionaries(st.sampled_from(["value", "items", "values", "correct", "samples"]) | st.text("ab"), inner)
+        | st.dictionaries(
+            st.sampled_from(["value", "items", "values", "correct", "samples", "passed", "private"]) | st.text("ab"),
+            inner,
+        )
     ),
     max_leaves=12,
 )
