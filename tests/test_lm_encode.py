@@ -81,9 +81,8 @@ def test_sentencepiece_style_tokenizer_adds_no_space_inside() -> None:
 def test_collate_pads_on_the_right() -> None:
     batch = collate([Row((0, 5, 6, 0), 2, False), Row((0, 7), 1, False)], 1, "cpu")
     assert batch.ids.tolist() == [[0, 5, 6, 0], [0, 7, 1, 1]]
-    assert batch.attention.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert batch.labels.tolist() == [[-100, -100, 6, 0], [-100, 7, -100, -100]]
-    assert {batch.ids.dtype, batch.attention.dtype, batch.labels.dtype} == {torch.int64}
+    assert {batch.ids.dtype, batch.labels.dtype} == {torch.int64}
 
 
 def test_render_example_shows_what_carries_loss() -> None:

@@ -20,13 +20,16 @@ class Row:
     prompt_length: int
     truncated: bool
 
+    @property
+    def loss_tokens(self) -> int:
+        return len(self.ids) - self.prompt_length
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows padded on the right. All three are int64 of shape (row, token)."""
+    """Rows padded on the right. Both are int64 of shape (row, token)."""
 
     ids: torch.Tensor
-    attention: torch.Tensor  # 1 for a token, 0 for padding
     labels: torch.Tensor  # the token itself in a completion, else -100
 
 
@@ -71,15 +74,9 @@ def cut_left(tokenizer: Any, ids: list[int], length: int) -> list[int]:
 def collate(rows: Sequence[Row], pad_id: int, device: torch.device | str) -> Batch:
     """Pad rows on the right to the longest."""
     width = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), width), pad_id)
-    attention = torch.zeros((len(rows), width), dtype=torch.int64)
-    labels = torch.full((len(rows), width), IGNORED)
-    for index, row in enumerate(rows):
-        length = len(row.ids)
-        ids[index, :length] = torch.tensor(row.ids)
-        attention[index, :length] = 1
-        labels[index, row.prompt_length : length] = ids[index, row.prompt_length : length]
-    return Batch(ids.to(device), attention.to(device), labels.to(device))
+    ids = [[*row.ids, *[pad_id] * (width - len(row.ids))] for row in rows]
+    labels = [_labels(row, width) for row in rows]
+    return Batch(torch.tensor(ids).to(device), torch.tensor(labels).to(device))
 
 
 def render_example(row: Row, tokenizer: Any) -> str:
@@ -91,6 +88,10 @@ def render_example(row: Row, tokenizer: Any) -> str:
         f"given ({len(given)} tokens, no loss{cut}):\n{tokenizer.decode(list(given))}\n"
         f"learned ({len(learned)} tokens):\n{pieces}"
     )
+
+
+def _labels(row: Row, width: int) -> list[int]:
+    return [*[IGNORED] * row.prompt_length, *row.ids[row.prompt_length :], *[IGNORED] * (width - len(row.ids))]
 
 
 def _completion_tokens(tokenizer: Any, prompt: str, completion: str, template: bool) -> list[int]:

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peertune.errors import ConfigError, PayloadError
 from peertune.lm.load import first_line, load_base, load_tokenizer
+from peertune.lm.lora import AdaptedLinear
 from peertune.lm.quiet import quiet
 from peertune.lm.seeding import seeded
 from peertune.lm.settings import AdapterSettings
@@ -40,6 +41,7 @@ class LanguageModel:
         self.end_tokens: frozenset[int] = frozenset(base.generation_config.eos_token_id)
         self._base = base
         self._peft: PeftModel | None = None
+        self._active = ""
         self._keys: dict[str, str] = {}  # agent's name -> peft's name, so that an agent may have any name
 
     @classmethod
@@ -106,23 +108,24 @@ class LanguageModel:
     @contextmanager
     def using(self, name: str, train: bool = False) -> Iterator[Any]:
         """In the block the model answers with the adapter of `name`, with (`train`) or without dropout."""
-        model = self._model()
-        model.set_adapter(self._key(name))
-        model.train(train)
-        try:
-            yield model
-        finally:
-            model.eval()
+        model, key = self._model(), self._key(name)
+        if key != self._active:  # both walk through all modules, which takes as long as a tenth of a small step
+            model.set_adapter(key)
+            self._active = key
+        if train != model.training:
+            model.train(train)
+        yield model
 
     def _insert(self, key: str, config: LoraConfig) -> None:
         if self._peft is None:
             self._peft = PeftModel(self._base, config, adapter_name=key)
         else:
             self._peft.add_adapter(key, config)
+        self._active = ""
 
     def _lora(self, settings: AdapterSettings) -> LoraConfig:
         # peft's "all-linear" leaves the LM head out; gpt2's Conv1D stores its weight transposed
-        return LoraConfig(
+        config = LoraConfig(
             task_type=TaskType.CAUSAL_LM,
             r=settings.rank,
             lora_alpha=settings.alpha,
@@ -130,6 +133,8 @@ class LanguageModel:
             target_modules=list(settings.target_modules) if settings.target_modules else "all-linear",
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in self._base.modules()),
         )
+        config._register_custom_module({torch.nn.Linear: AdaptedLinear, Conv1D: AdaptedLinear})
+        return config
 
     def _model(self) -> PeftModel:
         if self._peft is None:

@@ -1,6 +1,7 @@
 """Token losses of given completions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,28 +19,31 @@ def losses(lm: LanguageModel, adapter: str, rows: Sequence[Row], batch_size: int
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = collate([rows[index] for index in chosen], lm.pad_token, lm.device)
-            sums = completion_losses(model, batch).double().sum(1).tolist()
-            for index, total in zip(chosen, sums, strict=True):
-                found[index] = (total, len(rows[index].ids) - rows[index].prompt_length)
+            tokens = [rows[index].loss_tokens for index in chosen]
+            of_rows = completion_losses(model, batch).double().cpu().split(tokens)
+            for index, of_row in zip(chosen, of_rows, strict=True):
+                found[index] = (float(of_row.sum()), len(of_row))
     return found
 
 
 def completion_losses(model: Any, batch: Batch) -> torch.Tensor:
-    """Negative log-likelihood (nats, fp32) of each label, 0 where there is none.
+    """Negative log-likelihood (nats, fp32) of each label, row after row; shape (label,).
 
-    Shape (row, kept), where `kept` are the positions from the first label of any row on: the LM head is not
-    computed before it, which is most of its work when prompts are long.
+    Causal attention never looks right, so padding on the right needs no mask, and attention is cheaper without.
     """
-    has_label = (batch.labels != IGNORED).any(0)
-    first = int(has_label.int().argmax()) if bool(has_label.any()) else batch.labels.shape[1] - 1
-    kept = batch.labels.shape[1] - first
-    output = model(
-        input_ids=batch.ids, attention_mask=batch.attention, use_cache=False, logits_to_keep=kept + 1
-    ).logits[:, :-1]  # position p predicts token p + 1
-    flat = cross_entropy(
-        output.float().flatten(0, 1),
-        batch.labels[:, first:].flatten(),
-        ignore_index=IGNORED,
-        reduction="none",
+    row, position = (batch.labels != IGNORED).nonzero(as_tuple=True)
+    with _head_only_at(model, row, position - 1):  # position p predicts token p + 1
+        logits = model(input_ids=batch.ids, attention_mask=torch.ones_like(batch.ids), use_cache=False).logits[0]
+    return cross_entropy(logits.float(), batch.labels[row, position], reduction="none")
+
+
+@contextmanager
+def _head_only_at(model: Any, row: torch.Tensor, position: torch.Tensor) -> Iterator[None]:
+    """In the block the LM head gets these hidden states only, as one row: its work is a quarter of a small model's."""
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, inputs: (inputs[0][row, position].unsqueeze(0), *inputs[1:])
     )
-    return flat.view(len(batch.ids), kept)
+    try:
+        yield
+    finally:
+        hook.remove()

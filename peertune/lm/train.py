@@ -12,6 +12,7 @@ from peertune.lm.score import completion_losses
 from peertune.lm.seeding import seeded
 from peertune.lm.settings import TrainingSettings
 
+ROWS_ON_CPU = 8  # of a micro-batch at most: more rows need more padding and leave the cache; fewer, more Python
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -37,21 +38,20 @@ class Trainer:
     def step(self, groups: Sequence[tuple[Sequence[Row], float]], seed: int) -> float:
         """One optimiser step on sum_g weight_g * (mean token cross-entropy of group g); returns it (nats).
 
-        KNEXA-FL, Eq. 2: groups = [(own rows, 1 - a), (rows of the teacher's text, a)]. Each group runs by
-        itself, cut into `accumulate` micro-batches that give the same gradient as the whole. A group of
-        weight 0 is left out. `seed` decides dropout. Raises `TrainingDiverged` before anything changes.
+        KNEXA-FL, Eq. 2: groups = [(own rows, 1 - a), (rows of the teacher's text, a)]. The rows of all groups,
+        by length, are cut into `accumulate` or more micro-batches, which give the same gradient as the whole.
+        A group of weight 0 is left out. `seed` decides dropout. Raises `TrainingDiverged` before anything changes.
         """
-        if not any(weight for _, weight in groups):
-            raise ValueError(f"expected a group with a weight, found {len(groups)} groups without")
+        weighted = _with_factors(groups)
         self._optimizer.zero_grad(set_to_none=True)
         loss = 0.0
         with self.lm.using(self.adapter, train=True) as model, seeded(seed, self.lm.device):
-            for rows, weight in groups:
-                for part, scale in self._micro_batches(rows, weight):
-                    batch = collate(part, self.lm.pad_token, self.lm.device)
-                    share = completion_losses(model, batch).sum() * scale
-                    share.backward()
-                    loss += share.item()
+            for part in self._micro_batches(weighted):
+                batch = collate([row for row, _ in part], self.lm.pad_token, self.lm.device)
+                factors = torch.tensor([factor for row, factor in part for _ in range(row.loss_tokens)])
+                share = completion_losses(model, batch) @ factors.to(self.lm.device)
+                share.backward()
+                loss += share.item()
         self._check_finite(loss)
         self._update()
         return loss
@@ -77,16 +77,14 @@ class Trainer:
             step = torch.tensor(float(self._steps), device=parameter.device)
             self._optimizer.state[parameter] = {"step": step, **kept}
 
-    def _micro_batches(self, rows: Sequence[Row], weight: float) -> Iterator[tuple[Sequence[Row], float]]:
-        """Parts of a group, each with the factor for the *sum* of its token losses."""
-        tokens = sum(len(row.ids) - row.prompt_length for row in rows)
-        if weight == 0.0:
-            return
-        if tokens == 0:
-            raise ValueError(f"a group of weight {weight} has {len(rows)} rows but no token with loss")
-        size = math.ceil(len(rows) / self.settings.accumulate)
-        for start in range(0, len(rows), size):
-            yield rows[start : start + size], weight / tokens
+    def _micro_batches(self, weighted: list[tuple[Row, float]]) -> Iterator[list[tuple[Row, float]]]:
+        """Rows of similar length together, so that there is little padding."""
+        ordered = sorted(weighted, key=lambda item: len(item[0].ids))
+        size = math.ceil(len(ordered) / self.settings.accumulate)
+        if self.lm.device.type == "cpu":
+            size = min(size, ROWS_ON_CPU)
+        for start in range(0, len(ordered), size):
+            yield ordered[start : start + size]
 
     def _check_finite(self, loss: float) -> None:
         norm = torch.nn.utils.clip_grad_norm_(list(self._parameters.values()), self.settings.clip_norm)
@@ -105,3 +103,16 @@ class Trainer:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._steps += 1
+
+
+def _with_factors(groups: Sequence[tuple[Sequence[Row], float]]) -> list[tuple[Row, float]]:
+    """All rows of groups with a weight, each with the factor for the *sum* of its token losses."""
+    if not any(weight for _, weight in groups):
+        raise ValueError(f"expected a group with a weight, found {len(groups)} groups without")
+    weighted = []
+    for rows, weight in groups:
+        tokens = sum(row.loss_tokens for row in rows)
+        if weight and not tokens:
+            raise ValueError(f"a group of weight {weight} has {len(rows)} rows but no token with loss")
+        weighted += [(row, weight / tokens) for row in rows if weight]
+    return weighted
