@@ -54,9 +54,11 @@ def _by_category(path: str) -> dict[str, list[Example]]:
                 f"{path}: row {number}: expected 'prompt', 'completion' and 'category', found none or empty: "
                 f"{', '.join(map(repr, missing))}."
             )
-    unique = list({row.key: row for row in reversed(rows)}.values())[::-1]
-    names = sorted({row.category for row in unique})
-    return {name: [row for row in unique if row.category == name] for name in names}
+    unique: dict[str, Example] = {}
+    for row in rows:
+        unique.setdefault(row.key, row)
+    names = sorted({row.category for row in unique.values()})
+    return {name: [row for row in unique.values() if row.category == name] for name in names}
 
 
 def _shuffled(pool: Sequence[Example], seed: int) -> list[Example]:
