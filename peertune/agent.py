@@ -30,7 +30,21 @@ from peertune.lm.encode import Row
 from peertune.lm.model import LanguageModel
 from peertune.lm.settings import Sampling, TrainingSettings
 from peertune.lm.train import TrainingDiverged
-from peertune.payloads import Claims, Gain, Number, Payload, Picks, Profile, Receipt, Scores, Texts, Verdicts, Weights
+from peertune.payloads import (
+    Claims,
+    Gain,
+    Number,
+    Payload,
+    Picks,
+    Profile,
+    Receipt,
+    Record,
+    Records,
+    Scores,
+    Texts,
+    Verdicts,
+    Weights,
+)
 from peertune.profiles import AgentRecord, build_profile
 from peertune.tasks.base import Example, Task
 
@@ -93,6 +107,7 @@ class Agent:
         self._drafts: dict[int, Draft] = {}
         self._threshold = 0.0  # of the drafts' surprise
         self._pulled = 0  # bytes of text since the last lesson
+        self._pooled: list[Row] = []  # others' examples, for the next `fit`
         self._metrics: list[tuple[str, float]] = []
 
     @property
@@ -130,14 +145,26 @@ class Agent:
 
     @verb
     def fit(self, steps: int) -> None:
-        """Train on the agent's own data."""
+        """Train on the agent's own data, and on what was pooled with it since the last time."""
+        rows, self._pooled = [*self._train, *self._pooled], []
         if steps == 0:
             return
         with self._undone_if_failing():
-            loss = float(np.mean([self._learner.step([(self._own_batch(), 1.0)], self._record) for _ in range(steps)]))
+            groups = ([(self._learner.own_batch(rows, self._record), 1.0)] for _ in range(steps))
+            loss = float(np.mean([self._learner.step(group, self._record) for group in groups]))
             self._learner.losses(self._validation[: self._settings.training.batch_size])  # the last step may diverge
         self._record.trained(loss)
         self._metrics.append(("train_loss", loss))
+
+    @verb
+    def records(self) -> Records:
+        """The agent's training examples."""
+        return Records(tuple(Record(example.prompt, example.completion) for example in self._data.train))
+
+    @verb
+    def pool(self, records: Records) -> None:
+        """Put others' examples beside the agent's own, for the next `fit`."""
+        self._pooled += [self._learner.encode(item.prompt, item.completion) for item in records.items]
 
     @verb
     def draft(self, which: Picks, temperature: float, confident: int, tested: int) -> Claims:
@@ -263,12 +290,9 @@ class Agent:
         tensors = load_safetensors(self._blobs.get(receipt.digest))
         self._record = msgspec.msgpack.decode(tensors.pop("record").numpy().tobytes(), type=AgentRecord)
         self._learner.trainer.load_state(tensors)
-        self._drafts, self._pulled = {}, 0
+        self._drafts, self._pulled, self._pooled = {}, 0, []
 
     # Training.
-
-    def _own_batch(self) -> list[Row]:
-        return self._learner.own_batch(self._train, self._record)
 
     def _lesson_rows(self) -> list[Row]:
         """The accepted texts as rows; how many of them are right is noted, where that is known."""
@@ -284,7 +308,8 @@ class Agent:
         weight = kd_weight * self._learner.share_of_batch(size)
         endless = batches(rows, size, self._learner.seed("exchange", self._record.received)) if rows else iter(())
         taught = [*islice(endless, steps)] or [[]] * steps
-        groups = ([(self._own_batch(), 1.0 - weight), (batch, weight)] for batch in taught)
+        own = (self._learner.own_batch(self._train, self._record) for _ in taught)
+        groups = ([(mine, 1.0 - weight), (batch, weight)] for mine, batch in zip(own, taught, strict=True))
         return float(np.mean([self._learner.step(group, self._record) for group in groups]))
 
     @contextmanager

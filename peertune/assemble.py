@@ -180,6 +180,7 @@ def _facts(
         "validation": len(validation),
         "test": len(task.examples("test")),
         "truncated": agent.truncated,
+        "chats": sum(example.chat for example in train),
         "data": _digest((*train, *validation, *task.examples("test"))),
         "histogram": list(category_histogram((example.category for example in train), task.categories)),
         "preview": render_example(agent.first_row, lm.tokenizer),

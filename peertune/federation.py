@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from peertune.engines.base import Barrier, Engine, Entry, Ref, read_answer
 from peertune.errors import AgentError
 from peertune.ledger import COORDINATOR, EventKind
-from peertune.payloads import Number, Payload, Picks, Receipt, Texts, Weights, encode
+from peertune.payloads import Number, Payload, Picks, Receipt, Records, Texts, Weights, encode
 
 Key = TypeVar("Key")
 Argument = Payload | Ref | int | float
@@ -28,6 +28,14 @@ class AgentHandle:
     def fit(self, steps: int) -> Ref:
         """Train the adapter for `steps` optimiser steps on the agent's own data. Answer: none."""
         return self._call("fit", steps)
+
+    def records(self) -> Ref:
+        """Answer: `Records`, the agent's training examples."""
+        return self._call("records")
+
+    def pool(self, records: Records | Ref) -> Ref:
+        """Put others' examples beside the agent's own, for its next `fit` only. Answer: none."""
+        return self._call("pool", records)
 
     def profile(self) -> Ref:
         """Answer: `Profile`."""

@@ -27,6 +27,7 @@ PROFILE_SIZE = 32
 PROFILE_LIMIT = 1e3
 
 Text = Annotated[str, Meta(max_length=1 << 16)]
+LongText = Annotated[str, Meta(max_length=1 << 20)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Size = Annotated[int, Meta(ge=0, le=MAX_BYTES)]
 Bit = Annotated[int, Meta(ge=0, le=1)]
@@ -59,6 +60,21 @@ class Texts(Payload, frozen=True):
     kind: ClassVar[str] = "texts"
     max_bytes: ClassVar[int] = 1 << 26
     items: Annotated[tuple[Text, ...], Meta(max_length=1 << 16)]
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One training example: plain text, no control tokens of any model."""
+
+    prompt: LongText
+    completion: LongText
+
+
+class Records(Payload, frozen=True):
+    """Training examples, which are private: an agent releases them to nobody unless it is told to."""
+
+    kind: ClassVar[str] = "records"
+    max_bytes: ClassVar[int] = MAX_BYTES
+    items: Annotated[tuple[Record, ...], Meta(max_length=1 << 20)]
 
 
 class Profile(Payload, frozen=True):
@@ -171,7 +187,7 @@ class Weights(Payload, frozen=True):
 
 PAYLOADS: dict[str, type[Payload]] = {
     payload.kind: payload
-    for payload in (Number, Texts, Picks, Claims, Verdicts, Profile, Gain, Scores, Receipt, Weights)
+    for payload in (Number, Texts, Records, Picks, Claims, Verdicts, Profile, Gain, Scores, Receipt, Weights)
 }
 
 

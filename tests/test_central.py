@@ -1,6 +1,6 @@
 """Central baselines: the right text is elected, everybody is taught it, the coordinator sees what it says it sees."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import bodies, last_checkpoint, make_models, resume, run, small_config
 
+from peertune.agent import Agent
+from peertune.assemble import Spec, build_agents
 from peertune.engines.base import Resident
 from peertune.engines.local import LocalEngine
 from peertune.errors import MethodError
 from peertune.experiment import Experiment, Interrupted
 from peertune.federation import NEVER, Federation
 from peertune.ledger import COORDINATOR, Ledger
-from peertune.methods import Budget, CentralText, Run
+from peertune.methods import Budget, Centralised, CentralText, Run
 from peertune.methods.base import Public
 from peertune.methods.central_text import Offer, elect, normalised
-from peertune.payloads import Change, Claims, Gain, Number, Payload, Picks, Texts, Verdicts, encode
+from peertune.payloads import (
+    Change,
+    Claims,
+    Gain,
+    Number,
+    Payload,
+    Picks,
+    Texts,
+    Verdicts,
+    encode,
+)
 
 GAIN = Gain(Change(2.0, 1.5, 0.1), Change(3.0, 2.0, 0.2), 4.0, True)
 RUN = Run(rounds=5, seed=0, budget=Budget(3, 7), transfer=(Public("x", True),) * 4)
@@ -265,13 +277,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return make_models(tmp_path_factory.mktemp("models"))
 
 
-RELEASED = {"texts": "everyone"}
-ARMS = {"surest": "central_text", "vote": {"type": "central_text", "vote": "fedid", "tested": False}}
+RELEASED = {"texts": "everyone", "records": "agents"}
+ARMS = {
+    "pool": "centralised",
+    "surest": "central_text",
+    "vote": {"type": "central_text", "vote": "fedid", "tested": False},
+}
 
 
 def federation(models: dict[str, str], **changes: Any) -> Any:
     agents = [{"model": models[name], "release": RELEASED} for name in ("llama", "gpt2", "llama")]
-    return small_config(models, agents=agents, **{"baselines": ARMS, **changes})
+    return small_config(models, **{"agents": agents, "baselines": ARMS, "method": {"type": "knexa"}, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -309,3 +325,118 @@ def test_untested_texts_are_taught_to_all_and_recorded(ledger: Ledger) -> None:
     pairs = bodies(ledger, "pair", "vote")
     assert pairs and all(each["source"] != each["receiver"] and each["texts"] == each["useful"] for each in pairs)
     assert {each["predicted"] for each in pairs} == {None}
+
+
+# All data in one place
+
+
+def built(models: dict[str, str], folder: Path, **changes: Any) -> list[Any]:
+    """The agents of `federation`, without a run around them."""
+    config = federation(models, **changes)
+    agents, _ = build_agents(msgspec.json.encode(Spec(config.model_dump_json(), str(folder))), config.agent_names())
+    return list(agents.values())
+
+
+def adapter(agent: Any) -> dict[str, list[float]]:
+    return {name: array.tolist() for name, array in agent.call("adapter", []).tensors.items()}
+
+
+def test_a_pooled_fit_is_a_fit_on_the_data_of_all(models: dict[str, str], tmp_path: Path) -> None:
+    pooling, alone, owner = built(models, tmp_path / "p")[0], *built(models, tmp_path / "o")[:2]
+    theirs = owner.call("records", [])
+    assert [(item.prompt, item.completion) for item in theirs.items] == [
+        (example.prompt, example.completion) for example in owner._data.train
+    ]
+    pooling.call("pool", [theirs])
+    alone._train = [*alone._train, *alone._encode_examples(owner._data.train)]
+    for agent in (pooling, alone):
+        agent.call("fit", [Number(6)])
+    assert adapter(pooling) == adapter(alone)
+
+
+def test_what_was_pooled_serves_one_fit_only(models: dict[str, str], tmp_path: Path) -> None:
+    pooling, alone, owner = built(models, tmp_path / "p")[0], *built(models, tmp_path / "o")[:2]
+    theirs = owner.call("records", [])
+    receipt = pooling.call("checkpoint", [Texts(())])
+    for forget in (("fit", [Number(0)]), ("restore", [receipt])):
+        pooling.call("pool", [theirs])
+        pooling.call(*forget)
+    for agent in (pooling, alone):
+        agent.call("fit", [Number(6)])
+    assert adapter(pooling) == adapter(alone)
+
+
+def test_records_go_from_everybody_to_everybody_and_never_to_the_coordinator(ledger: Ledger) -> None:
+    moved = [each for each in bodies(ledger, "transfer", "pool") if each["payload"] == "records"]
+    names = ("a0", "a1", "a2")
+    links = sorted((source, receiver) for source in names for receiver in names if source != receiver)
+    assert sorted((each["source"], each["destination"]) for each in moved) == sorted(2 * links)  # two rounds
+    assert len({(each["source"], each["bytes"]) for each in moved}) == 3
+    assert payloads_to(ledger, "pool", True) == set()
+    for arm in ("surest", "vote", "knexa"):
+        assert "records" not in payloads_to(ledger, arm, False)
+
+
+def test_the_pool_ends_with_its_arm(models: dict[str, str], ledger: Ledger, tmp_path: Path) -> None:
+    """The arms after `centralised` are what they are without it."""
+    alone = run(tmp_path / "run", federation(models, baselines={"vote": ARMS["vote"]}))
+    for arm in ("vote", "knexa"):
+        assert last_checkpoint(alone, arm).body == last_checkpoint(ledger, arm).body
+    assert last_checkpoint(ledger, "pool").body["agents"] != last_checkpoint(ledger, "vote").body["agents"]
+
+
+def test_an_interrupted_arm_ends_as_if_it_had_not_been(models: dict[str, str], ledger: Ledger, tmp_path: Path) -> None:
+    def stop_in(arm: str) -> Any:
+        def watch(event: str, body: dict[str, Any]) -> None:
+            if event == "begin" and (body["arm"], body["round"]) == (arm, 1):
+                experiment.request_stop()
+
+        return watch
+
+    arms = iter(("pool", "surest", "vote"))
+    experiment = Experiment.create(tmp_path / "run", federation(models), stop_in(next(arms)))
+    with pytest.raises(Interrupted):
+        experiment.run()
+    for arm in arms:
+        experiment = Experiment.reopen(tmp_path / "run", stop_in(arm))
+        with pytest.raises(Interrupted):
+            experiment.run()
+    assert resume(tmp_path / "run").head == ledger.head
+
+
+def test_a_source_that_gives_nothing_costs_its_own_examples_only(models: dict[str, str], tmp_path: Path) -> None:
+    agents = [{"model": models["llama"], "release": RELEASED} for _ in range(3)]
+    config = federation(models, agents=agents, method="centralised", baselines={}, task={"transfer": 96})
+    experiment = Experiment.create(tmp_path / "run", config, lambda event, body: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Agent, "records", _refuse_if_a1(Agent.records))
+        experiment.run()
+    ledger = Ledger.read(tmp_path / "run" / "ledger.sqlite")
+    assert {(each["agent"], each["verb"]) for each in bodies(ledger, "failure")} == {("a1", "records")}
+    moved = [
+        (each["source"], each["destination"]) for each in bodies(ledger, "transfer") if each["payload"] == "records"
+    ]
+    assert set(moved) == {("a0", "a1"), ("a0", "a2"), ("a2", "a0"), ("a2", "a1")}
+    losses = [each["agent"] for each in bodies(ledger, "metric", "centralised") if each["name"] == "train_loss"]
+    assert sorted(losses) == sorted(2 * ["a0", "a1", "a2"])
+
+
+def _refuse_if_a1(original: Any) -> Any:
+    def records(agent: Agent) -> Any:
+        if agent.name == "a1":
+            raise ValueError("no")
+        return original(agent)
+
+    return records
+
+
+def test_an_agent_may_refuse_whatever_the_method_asks(models: dict[str, str], tmp_path: Path) -> None:
+    agents = [{"model": models["llama"], "release": {"texts": "everyone"}}] * 2
+    assert not built(models, tmp_path, agents=agents, baselines={})[0].may_pull("records", "a1")
+
+
+def test_chats_are_refused_because_each_model_has_its_own_template() -> None:
+    method = Centralised(run=RUN)
+    method.check([{"name": "a", "chats": 0}, {"name": "b", "chats": 0}])
+    with pytest.raises(MethodError, match="4 of b are chats in its own model's template; give them as prompt"):
+        method.check([{"name": "a", "chats": 0}, {"name": "b", "chats": 4}])

@@ -29,6 +29,7 @@ agents:
 method: knexa
 """
 ALL_KEYS = ", ".join(Config.model_fields)
+ALL_METHODS = ", ".join(METHODS)
 TEXT_METHODS = ", ".join(EXCHANGES)
 
 
@@ -92,15 +93,15 @@ def problem(tmp_path: Path, text: str, *overrides: str) -> str:
         (
             "baselines: {random: {type: knexa, matchmakr: uniform}}",
             "c.yaml:6: [baselines.random] unknown key 'matchmakr'; did you mean 'matchmaker'? "
-            "(valid: type, kd_weight, temperature, tested, confident, keep_best, rollback, matchmaker, router, route, "
-            "reward, gain_weight, byte_weight, max_pairs, retries, audit)",
+            "(valid: type, kd_weight, temperature, tested, confident, keep_best, rollback, reward, gain_weight, "
+            "byte_weight, matchmaker, router, route, max_pairs, retries, audit)",
         ),
         (
             "baselines: {local: {type: local, kd_weight: [0, 1]}}",
             f"c.yaml:6: [baselines.local] 'kd_weight' is not used by type 'local', only by {TEXT_METHODS}; "
             "remove it or change the type",
         ),
-        ("baselines: {other: fedavg}", f"c.yaml:6: [baselines.other] unknown type 'fedavg'; valid: {', '.join(METHODS)}"),
+        ("baselines: {other: fedavg}", f"c.yaml:6: [baselines.other] unknown type 'fedavg'; valid: {ALL_METHODS}"),
         ("version: 0", "c.yaml:6: [version] expected a number greater than or equal to 1, found 0"),
         ("version: '1'", 'c.yaml:6: [version] expected a whole number, found "1"'),
         (
@@ -130,7 +131,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, added: str, expected: str) -> Non
         ("task: codelets", "task: codeletz", "c.yaml:1: [task] unknown type 'codeletz'; did you mean 'codelets'? "
          "(valid: codelets, mbpp, humaneval, records, answers)"),
         ("method: knexa", "method: {kd_weight: [0, 1]}", "c.yaml:5: [method] the key 'type' is missing; "
-         f"valid: {', '.join(METHODS)}"),
+         f"valid: {ALL_METHODS}"),
         ("method: knexa", "method: 3", "c.yaml:5: [method] expected a section of `key: value`, found 3"),
         ("method: knexa", "method: {type: knexa, kd_weight: [0.2]}",
          "c.yaml:5: [method.kd_weight] expected a list of more than 1, found no more"),
@@ -332,8 +333,10 @@ OWN = "data: {path: x.jsonl}"
         (["agents.1.release.texts=nobody"], "knexa (knexa) needs texts released to other agents, but a1 does not; "
          "set its `release.texts: agents`"),
         (["agents.1.release.texts=coordinator"], "needs texts released to other agents, but a1 does not"),
-        (["method=central_text"], "central_text (central_text) needs texts released to the coordinator and other agents, "
-         "but a0 does not; set its `release.texts: everyone`"),
+        (["method=central_text"], "central_text (central_text) needs texts released to the coordinator and other "
+         "agents, but a0 does not; set its `release.texts: everyone`"),
+        (["method=centralised"], "centralised (centralised) needs records released to other agents, but a0 does not; "
+         "set its `release.records: agents`"),
         (["method=central_text", "agents=[{model: x}]"], "central_text needs at least 2 agents, which learn from each"),
         (["baselines.vote=central_text", "method=local", "task.transfer=0"],
          "vote: central_text needs public prompts that agents answer for each other; set `task.transfer`"),

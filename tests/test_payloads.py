@@ -27,6 +27,8 @@ from peertune.payloads import (
     Picks,
     Profile,
     Receipt,
+    Record,
+    Records,
     Scores,
     Texts,
     Verdicts,
@@ -57,6 +59,7 @@ drafts = st.lists(st.tuples(numerals, bits, bits), max_size=8)  # what one claim
 payloads: dict[str, st.SearchStrategy[Payload]] = {
     "number": st.builds(Number, numbers),
     "texts": st.builds(Texts, st.lists(texts, max_size=8).map(tuple)),
+    "records": st.builds(Records, st.lists(st.builds(Record, texts, texts), max_size=8).map(tuple)),
     "profile": st.builds(
         Profile, st.lists(st.floats(-1e3, 1e3), min_size=PROFILE_SIZE, max_size=PROFILE_SIZE).map(tuple)
     ),
@@ -139,6 +142,10 @@ GOLDEN = [
     (Number(3), "505401066e756d62657281a576616c756503"),
     (Number(0.5), "505401066e756d62657281a576616c7565cb3fe0000000000000"),
     (Texts(("a", "é")), "50540105746578747381a56974656d7392a161a2c3a9"),
+    (
+        Records((Record("a", "é"),)),
+        "505401077265636f72647381a56974656d739182a670726f6d7074a161aa636f6d706c6574696f6ea2c3a9",
+    ),
     (Profile((0.0,) * 32), "5054010770726f66696c6581a676616c756573dc0020" + "cb0000000000000000" * 32),
     (
         Gain(Change(2.0, 1.5, 0.25), None, 0.5, kept=False),
@@ -211,6 +218,8 @@ OUT_OF_BOUNDS = {
     "number text": Number("1"),  # pyright: ignore[reportArgumentType]
     "texts too many": Texts(("",) * ((1 << 16) + 1)),
     "text too long": Texts(("a" * ((1 << 16) + 1),)),
+    "record too long": Records((Record("a" * ((1 << 20) + 1), ""),)),
+    "record of a number": Records((Record("", 3),)),  # pyright: ignore[reportArgumentType]
     "text surrogate": Texts(("\ud800",)),
     "profile short": Profile((0.0,) * (PROFILE_SIZE - 1)),
     "profile long": Profile((0.0,) * (PROFILE_SIZE + 1)),

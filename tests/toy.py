@@ -49,6 +49,7 @@ RELEASE = {  # as the configuration's defaults
     "scores": "coordinator",
     "receipt": "coordinator",
     "weights": "nobody",
+    "records": "nobody",
     "metrics": "coordinator",
 }
 POLICIES = {"open": dict.fromkeys(RELEASE, "everyone"), "shut": dict.fromkeys(RELEASE, "nobody")}

@@ -98,6 +98,8 @@ def _methods(config: "Config") -> None:
         if method.type in EXCHANGES:
             _exchange(config, name, method)
             _released(config, f"{name} ({method.type})", EXCHANGES[method.type])
+        if method.type == "centralised":
+            _released(config, f"{name} (centralised)", {"records": "agents"})
         if method.type == "knexa":
             _pairing(config, name, method)
 

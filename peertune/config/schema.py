@@ -133,6 +133,7 @@ class Release(Section):
     scores: Who = "coordinator"
     receipt: Who = "coordinator"
     weights: Who = "nobody"
+    records: Who = "nobody"  # the training examples themselves
     metrics: Who = "coordinator"  # losses and validation scores, for the run's ledger
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from peertune.methods.base import Budget, Method, Run
 from peertune.methods.central_text import CentralText
+from peertune.methods.centralised import Centralised
 from peertune.methods.knexa import Knexa
 from peertune.methods.local import Local
 
@@ -11,6 +12,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "local": Local,
     "knexa": Knexa,
     "central_text": CentralText,
+    "centralised": Centralised,
 }
 
-__all__ = ["METHODS", "Budget", "CentralText", "Knexa", "Local", "Method", "Run"]
+__all__ = ["METHODS", "Budget", "CentralText", "Centralised", "Knexa", "Local", "Method", "Run"]
