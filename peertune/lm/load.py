@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers.activations import NewGELUActivation
+from transformers.models.bloom.modeling_bloom import BloomGelu
 
 from peertune.errors import ConfigError
 
@@ -49,6 +51,7 @@ def load_base(folder: Path, source: str, tokenizer: Any, device: str) -> Any:
     _check_complete(report, source)
     _check_vocabulary(tokenizer, base, source)
     base.generation_config = _plain_generation(base, tokenizer)
+    _fuse_gelu(base)
     return base.requires_grad_(False).eval().to(device)
 
 
@@ -76,6 +79,14 @@ def _check_vocabulary(tokenizer: Any, base: Any, source: str) -> None:
             f"model {source!r}: its tokenizer has token ids up to {largest}, the model only up to {rows - 1}. "
             "Put the tokenizer that belongs to the model beside it."
         )
+
+
+def _fuse_gelu(base: Any) -> None:
+    """The tanh form of GELU, which gpt2 and bloom spell out in eight operations, as the one that torch has for it."""
+    for module in list(base.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation | BloomGelu):
+                setattr(module, name, torch.nn.GELU("tanh"))
 
 
 def _plain_generation(base: Any, tokenizer: Any) -> GenerationConfig:
