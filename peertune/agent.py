@@ -174,6 +174,7 @@ class Agent:
         `tested`: run the public tests; withhold what fails, and learn from what passes.
         """
         self._record.given += 1
+        self._pulled = 0  # what a lesson that failed left behind
         problems = self._public.of(which)
         self._drafts = dict(zip(which.items, self._write(problems, temperature, bool(tested)), strict=True))
         self._threshold = self._calibrate() if confident else float("inf")

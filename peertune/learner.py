@@ -56,7 +56,7 @@ class Learner:
 
     def taught_rows(self, texts: int, steps: int) -> int:
         """How many of `texts` join each of `steps` batches: as many as of the own data, and no text too often."""
-        return min(self._settings.batch_size, math.ceil(MOST_REPEATS * texts / steps)) if steps else 0
+        return min(self._settings.batch_size, texts, math.ceil(MOST_REPEATS * texts / steps)) if steps else 0
 
     def share_of_batch(self, rows: int) -> float:
         return rows / self._settings.batch_size

@@ -36,14 +36,16 @@ class Evidence:
         return {name: float(good[row] / (good[row] + bad[row])) for name, row in self._rows.items()}
 
     def note(self, orders: Iterable[Order], pulled: Pulled, gains: Mapping[str, Gain], failed: Iterable[str]) -> None:
-        """Each order counts once: by the share of its texts that were of use, halved if the lesson was rolled back."""
+        """Each order with texts counts once: by the share that was of use, halved if the lesson was rolled back."""
         blamed = set(failed)
         for order in orders:
             row, passed = self._rows[order.source], pulled.get(order)
             if passed is None:
                 self._counts[row, _BAD] += order.source in blamed
                 continue
-            share = sum(passed) / len(passed) if passed else 1.0
+            if not passed:
+                continue
+            share = sum(passed) / len(passed)
             if order.receiver in gains and not gains[order.receiver].kept:
                 share /= 2
             self._counts[row] += (share, 1 - share)
