@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from peertune.matchmakers import matching
 from peertune.matchmakers.matching import best_assignment, best_disjoint
 
 Pairs = list[tuple[int, int]]
@@ -88,3 +89,23 @@ def test_a_good_source_may_have_several_students() -> None:
 
 def test_nobody_is_paired_for_nothing() -> None:
     assert best_disjoint(np.zeros((4, 4)), 2) == [] and best_assignment(-np.ones((4, 4)), 2, 2) == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(weights(7), st.integers(0, 4), st.integers(1, 3))
+def test_one_by_one_reaches_half_at_least(matrix: np.ndarray, k: int, most: int) -> None:
+    """What large federations get: valid, best first, and half of the best total or more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matching, "_BLOSSOM", -1)
+        patch.setattr(matching, "_CELLS", -1)
+        disjoint, assigned = best_disjoint(matrix, k), best_assignment(matrix, k, most)
+    taken = [one for pair in disjoint for one in pair]
+    assert len(disjoint) <= k and len(set(taken)) == len(taken)
+    assert total(matrix, disjoint) >= 0.5 * total(matrix, best_disjoint(matrix, k)) - 1e-9
+    sources, receivers = [pair[0] for pair in assigned], [pair[1] for pair in assigned]
+    assert len(assigned) <= k and len(set(receivers)) == len(receivers)
+    assert all(sources.count(source) <= most for source in sources)
+    assert total(matrix, assigned) >= 0.5 * total(matrix, best_assignment(matrix, k, most)) - 1e-9
+    for pairs in (disjoint, assigned):
+        values = [matrix[pair] for pair in pairs]
+        assert values == sorted(values, reverse=True) and all(value > 0 for value in values)

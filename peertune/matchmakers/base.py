@@ -10,7 +10,7 @@ from typing import overload
 
 import numpy as np
 
-from peertune.payloads import Profile
+from peertune.payloads import PROFILE_SIZE, Profile
 
 PROTOCOLS = ("text", "logits", "adapter")
 
@@ -58,9 +58,10 @@ class Candidates(Sequence[Pair]):
         place = {name: index for index, name in enumerate(place)}
         sources = np.array([place[pair.source] for pair in pairs], dtype=np.int64)
         receivers = np.array([place[pair.receiver] for pair in pairs], dtype=np.int64)
-        contexts = np.array([pair.context for pair in pairs]).reshape(len(pairs), -1)
-        profiles, trust = np.zeros((len(place), contexts.shape[1] // 2)), np.full(len(place), 0.5)
-        profiles[sources], profiles[receivers] = np.hsplit(contexts, 2)
+        contexts = contexts_of(pairs)
+        half = contexts.shape[1] // 2
+        profiles, trust = np.zeros((len(place), half)), np.full(len(place), 0.5)
+        profiles[sources], profiles[receivers] = contexts[:, :half], contexts[:, half:]
         trust[sources] = [pair.trust for pair in pairs]
         protocols = np.array([PROTOCOLS.index(pair.protocol) for pair in pairs], dtype=np.int64)
         return cls(tuple(place), profiles, trust, sources, receivers, protocols)
@@ -165,7 +166,7 @@ def contexts_of(candidates: Sequence[Pair]) -> np.ndarray:
     """The contexts of all candidates: float64 [pairs, 64]."""
     if isinstance(candidates, Candidates):
         return candidates.contexts()
-    return np.array([pair.context for pair in candidates])
+    return np.array([pair.context for pair in candidates], dtype=np.float64).reshape(len(candidates), 2 * PROFILE_SIZE)
 
 
 def greedy_pairs(candidates: Sequence[Pair], scores: Sequence[float], k: int, max_students: int = 1) -> list[Pair]:

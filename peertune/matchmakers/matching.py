@@ -1,14 +1,12 @@
-"""The best set of pairs, at most k: exact where that takes a moment, nearly so in larger federations.
+"""The best set of pairs, at most k: exact where that takes a moment, the best pair first in larger federations.
 
 Disjoint pairs are a matching of a general graph (Edmonds' blossom algorithm, here rustworkx's); a source with several
 students is an assignment of receivers to the places that sources have (scipy's). "At most k" is the dummy trick: each
 agent that must stay alone is taken by a dummy, which is worth more than any pair. Pairs of no positive weight are left
-out. Above the bounds below, disjoint pairs come from the best fractional matching, whose odd cycles lose an agent each
-(measured: 0.998 of the best and more); in the largest, the best pair is taken first and so on (at least half of the
-best; measured: 0.93 to 0.96).
+out. Above the bounds below, the best pair is taken first, then the best that still fits: at least half of the greatest
+total (Avis 1983), and 0.93 to 0.98 of it where both were measured (docs/methods.md).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +15,6 @@ import rustworkx
 _STEPS = 2**40  # rustworkx wants whole numbers: weights are rounded to 2^-40 of the greatest
 _BLOSSOM = 10**7  # nodes x edges up to which the exact matching is made: about 0.1 s
 _CELLS = 4 * 10**6  # receivers x places up to which the dense assignment is made: about 0.5 s
-_ENTRIES = 2 * 10**5  # of the sparse one, which k must not bind: about 0.2 s
-_CYCLES = 50_000  # agents up to which the fractional matching is made: about 3 s
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,11 +63,7 @@ def disjoint_edges(edges: Edges, k: int) -> np.ndarray:
         return useful[:0]
     if (edges.agents + dummies) * (len(useful) + edges.agents * dummies) <= _BLOSSOM:
         return useful[_best_first(some, _blossom(some, dummies))]
-    options = [_greedy(some, 1, apart=True)]
-    if edges.agents <= _CYCLES:
-        options.append(_from_cycles(some))
-    best = [_best_first(some, option)[:k] for option in options]
-    return useful[max(best, key=lambda option: float(some.weights[option].sum()))]
+    return useful[_greedy(some, 1, apart=True)[:k]]
 
 
 def assigned_edges(edges: Edges, k: int, max_students: int) -> np.ndarray:
@@ -81,12 +73,8 @@ def assigned_edges(edges: Edges, k: int, max_students: int) -> np.ndarray:
     if k < 1 or not len(useful):
         return useful[:0]
     if edges.agents * (edges.agents * places + max(0, edges.agents - k)) <= _CELLS:
-        found = _dense_assignment(some, k, places)
-    elif len(useful) * places <= _ENTRIES and k >= edges.agents:
-        found = _sparse_assignment(some, places)
-    else:
-        found = _greedy(some, places, apart=False)
-    return useful[_best_first(some, found)[:k]]
+        return useful[_best_first(some, _assignment(some, k, places))]
+    return useful[_greedy(some, places, apart=False)[:k]]
 
 
 def _listed(edges: Edges, index: np.ndarray) -> list[tuple[int, int]]:
@@ -125,7 +113,7 @@ def _blossom(edges: Edges, dummies: int) -> np.ndarray:
     return np.flatnonzero(mate[edges.sources] == edges.receivers)
 
 
-def _dense_assignment(edges: Edges, k: int, places: int) -> np.ndarray:
+def _assignment(edges: Edges, k: int, places: int) -> np.ndarray:
     """Which edges are in the best assignment, by a table [receivers, places of sources and dummies]."""
     from scipy.optimize import linear_sum_assignment  # takes a quarter of a second to import
 
@@ -140,29 +128,8 @@ def _dense_assignment(edges: Edges, k: int, places: int) -> np.ndarray:
     return found[found >= 0]
 
 
-def _sparse_assignment(edges: Edges, places: int) -> np.ndarray:
-    """The same if all receivers may learn at once. One more place for each receiver means that it stays alone."""
-    agents, columns = edges.agents, edges.agents * places
-    alone, most = np.arange(agents), edges.weights.max() + 1.0
-    places_of = (edges.sources[:, None] * places + np.arange(places)).ravel()
-    rows, taken = np.append(np.repeat(edges.receivers, places), alone), np.append(places_of, columns + alone)
-    costs = np.append(np.repeat(most - edges.weights, places), np.full(agents, most))
-    column = _cheapest(costs, rows, taken, (agents, columns + agents))
-    source = np.where(column < columns, column // places, -1)
-    return np.flatnonzero(source[edges.receivers] == edges.sources)
-
-
-def _cheapest(costs: np.ndarray, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The column of each row in the cheapest assignment of all rows, by a sparse table of positive costs."""
-    from scipy.sparse import csr_array
-    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
-
-    row, column = min_weight_full_bipartite_matching(csr_array((costs, (rows, columns)), shape=shape))
-    return column[np.argsort(row)]
-
-
 def _greedy(edges: Edges, places: int, apart: bool) -> np.ndarray:
-    """The best edge first, then the best that still fits. `apart`: who teaches does not learn."""
+    """Which edges are taken, the best first, then the best that still fits. `apart`: who teaches does not learn."""
     free, untaught, found = [places] * edges.agents, [True] * edges.agents, []
     order = np.lexsort((edges.receivers, edges.sources, -edges.weights))
     some = edges.those(order)
@@ -174,51 +141,3 @@ def _greedy(edges: Edges, places: int, apart: bool) -> np.ndarray:
                 untaught[source], free[receiver] = False, 0
             found.append(index)
     return np.array(found, dtype=np.int64)
-
-
-def _from_cycles(edges: Edges) -> np.ndarray:
-    """A matching by way of the best assignment of everybody to a partner, each edge in both directions.
-
-    Half of that assignment is the best fractional matching, so an upper bound. It falls into cycles: those of two are
-    pairs, of even ones every second edge is as good as the others, and of odd ones, which are few, one agent stays
-    alone.
-    """
-    agents, most = edges.agents, 2 * edges.weights.max()
-    alone, costs = np.arange(agents), most - edges.weights
-    ends = np.concatenate([edges.sources, edges.receivers, alone])
-    others = np.concatenate([edges.receivers, edges.sources, alone])
-    weighed = np.concatenate([costs, costs, np.full(agents, most)])
-    after = _cheapest(weighed, ends, others, (agents, agents))
-    worth = np.zeros(agents)  # of the edge from each agent to the next of its cycle
-    for here, there in ((edges.sources, edges.receivers), (edges.receivers, edges.sources)):
-        on = after[here] == there
-        worth[here[on]] = edges.weights[on]
-    mate = np.full(agents, -1)
-    for cycle in _cycles(after.tolist()):
-        for position in _alternate(worth[cycle]):
-            first, second = cycle[position], cycle[(position + 1) % len(cycle)]
-            mate[[first, second]] = second, first
-    return np.flatnonzero(mate[edges.sources] == edges.receivers)
-
-
-def _cycles(after: list[int]) -> Iterator[list[int]]:
-    """The cycles of a permutation that are longer than one."""
-    seen = [False] * len(after)
-    for start in range(len(after)):
-        cycle, here = [], start
-        while not seen[here]:
-            seen[here] = True
-            cycle.append(here)
-            here = after[here]
-        if len(cycle) > 1:
-            yield cycle
-
-
-def _alternate(worth: np.ndarray) -> list[int]:
-    """Positions of every second edge of a cycle, where that is worth most."""
-    length = len(worth)
-    if length == 2:
-        return [0]
-    starts = range(2 if length % 2 == 0 else length)
-    options = [[(start + 2 * step) % length for step in range(length // 2)] for start in starts]
-    return max(options, key=lambda positions: float(worth[positions].sum()))

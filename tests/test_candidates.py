@@ -1,0 +1,108 @@
+"""Candidates: every pair of a small federation; in a large one few for each agent, and those that promise something."""
+
+import numpy as np
+import pytest
+
+from peertune.matchmakers import Pairwise, directed_pairs
+from peertune.matchmakers.base import Candidates, Pair, identity
+from peertune.matchmakers.candidates import candidate_pairs
+from peertune.payloads import Profile
+from peertune.profiles import HISTOGRAM, INVERSE_PERPLEXITY, SCORE
+
+AGENTS, LIMIT = 600, 16
+
+
+def profiles(agents: int, seed: int = 0) -> dict[str, Profile]:
+    random = np.random.default_rng(seed)
+    values = random.uniform(0, 1, (agents, 32))
+    values[:, HISTOGRAM] = random.dirichlet([0.3] * 12, agents)
+    return {f"a{index}": Profile(tuple(row)) for index, row in enumerate(values.tolist())}
+
+
+def fields(pair: Pair) -> tuple[str, str, float, str, bytes]:
+    return pair.source, pair.receiver, pair.trust, pair.protocol, pair.context.tobytes()
+
+
+@pytest.mark.parametrize("agents", [0, 1, 2, 6, 64])
+def test_a_small_federation_has_all_pairs(agents: int) -> None:
+    known, trust = profiles(agents), {"a0": 0.9, "a1": 0.0}
+    protocols = {(f"a{i}", f"a{j}"): ("text", "logits")[: 1 + i % 2] for i in range(agents) for j in range(agents)}
+    for arguments in ((known,), (known, trust), (known, trust, protocols), (known, None, {("a0", "a1"): ("adapter",)})):
+        found = candidate_pairs(*arguments)
+        assert [fields(pair) for pair in found] == [fields(pair) for pair in directed_pairs(*arguments)]
+
+
+def test_a_large_federation_has_few_for_each_agent() -> None:
+    found = candidate_pairs(profiles(AGENTS), seed=3)
+    keys = found.sources * AGENTS + found.receivers
+    assert len(found) <= LIMIT * AGENTS and (found.sources != found.receivers).all() and (np.diff(keys) > 0).all()
+    assert np.bincount(found.receivers, minlength=AGENTS).min() >= LIMIT // 2
+    assert np.bincount(found.sources, minlength=AGENTS).min() >= LIMIT // 4, "everybody may teach somebody"
+    again, other = candidate_pairs(profiles(AGENTS), seed=3), candidate_pairs(profiles(AGENTS), seed=4)
+    later = candidate_pairs(profiles(AGENTS, 1), seed=3)
+    assert np.array_equal(again.sources, found.sources) and np.array_equal(again.receivers, found.receivers)
+    assert all(not np.array_equal(one.sources, found.sources) for one in (other, later))
+
+
+def test_the_untrusted_are_candidates_by_chance_only() -> None:
+    """Half of the agents' 16 candidates are random: 600 x 8 draws of 600 agents, less those near in any case."""
+    found = candidate_pairs(profiles(AGENTS), {"a7": 0.0, "a8": 1.0})
+    taught = np.bincount(found.sources, minlength=AGENTS)
+    assert taught[7] < 30 and taught[8] > 60
+
+
+def test_sources_offer_what_receivers_lack() -> None:
+    """Two kinds of data: near candidates are of the other kind, and agents that know nothing do not teach."""
+    values = np.zeros((AGENTS, 32))
+    values[np.arange(AGENTS), HISTOGRAM.start + np.arange(AGENTS) % 2] = 1.0
+    values[:, [SCORE, INVERSE_PERPLEXITY]] = (np.arange(AGENTS) % 3 > 0)[:, None]
+    found = candidate_pairs({f"a{index}": Profile(tuple(row)) for index, row in enumerate(values.tolist())})
+    across = (found.sources % 2 != found.receivers % 2).mean()
+    able = (found.sources % 3 > 0).mean()
+    assert across > 0.65 and able > 0.7, "half of the candidates are random, so 0.5 and 0.67 at least"
+
+
+def test_pairs_that_gained_stay_candidates() -> None:
+    gained = np.array([[identity("a5"), identity("a9")], [identity("gone"), identity("a1")]])
+    found = candidate_pairs(profiles(AGENTS), gained=gained)
+    assert (5, 9) in set(zip(found.sources.tolist(), found.receivers.tolist(), strict=True))
+    assert len(found) <= LIMIT * AGENTS + 1
+
+
+def test_protocols_may_be_worked_out() -> None:
+    class ByParity(dict[tuple[str, str], tuple[str, ...]]):
+        def get(self, key: tuple[str, str], default: object = None) -> tuple[str, ...]:
+            return ("text", "logits") if int(key[0][1:]) % 2 else ()
+
+    found = candidate_pairs(profiles(AGENTS), protocols=ByParity())
+    assert set((found.sources % 2).tolist()) == {1} and found.protocols.tolist()[:4] == [0, 1, 0, 1]
+
+
+def test_arrays_and_pairs_are_the_same() -> None:
+    pairs = directed_pairs(profiles(5), {"a2": 0.1}, None)
+    table = Candidates.of(pairs)
+    assert [fields(pair) for pair in table] == [fields(pair) for pair in pairs] and len(table) == 20
+    assert fields(table[2:7][1]) == fields(pairs[3]) and Candidates.of(table) is table
+    np.testing.assert_array_equal(table.contexts(), [pair.context for pair in pairs])
+    assert len(Candidates.of([])) == 0
+
+
+def test_names_are_told_apart() -> None:
+    assert len({identity(f"agent-{index}") for index in range(100_000)}) == 100_000
+    assert identity("a") == identity("a") and 0 <= identity("a") < 2**63
+
+
+def test_a_large_federation_plays_a_few_rounds() -> None:
+    """300 agents: above the exact posterior and the exact matching, disjoint and with several students."""
+    for policy in (Pairwise(), Pairwise(max_students=2)):
+        state, random = policy.init(0), np.random.default_rng(0)
+        for turn in range(4):
+            found = candidate_pairs(profiles(300, turn), seed=turn, gained=policy.gained(state))
+            chosen = policy.match(state, found, 150)
+            receivers, taken = [pair.receiver for pair in chosen], [pair.source for pair in chosen]
+            assert len(set(receivers)) == len(chosen) > 100
+            assert max(map(taken.count, taken)) <= policy.max_students
+            assert policy.max_students > 1 or not set(receivers) & set(taken)
+            state = policy.update_all(state, [(pair, float(random.normal())) for pair in chosen])
+        assert 0 < len(policy.gained(state)) <= 4 * 300
+        assert len(state["pairs"]) <= 4 * 150 and state["sides"].shape == (300, 2, 31), "nothing grows with agents^2"
