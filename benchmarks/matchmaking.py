@@ -49,7 +49,15 @@ def every_pair(profiles: dict[str, Profile]) -> Candidates:
     """The plain form's candidates."""
     some = prefilter.candidate_pairs(profiles)
     sources, receivers = np.nonzero(~np.eye(len(profiles), dtype=bool))
-    return Candidates(some.names, some.profiles, some.trust, sources, receivers, np.zeros(len(sources), dtype=np.int64))
+    return Candidates(
+        some.names,
+        some.profiles,
+        some.trust,
+        sources,
+        receivers,
+        np.zeros(len(sources), dtype=np.int64),
+        np.zeros(len(sources)),
+    )
 
 
 @contextmanager

@@ -63,12 +63,13 @@ def test_features_of_the_history_by_hand() -> None:
     gains, weights = np.array([[3.0, 0.0], [0, 0], [0, 0]]), np.array([[2.0, 0.0], [0, 0], [0, 0]])
     expected = [[1, 1, 1, 1, 1, 1, 1, 1, 0, 1.0, 0], [0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0], [*[0] * 8, 1, 0, 0]]
     np.testing.assert_allclose(history_features(since, gains, weights), expected)
-    assert len(NAMES) == 20 + 11
+    assert len(NAMES) == 21 + 11
 
 
-def test_features_of_trust_and_protocol() -> None:
-    found = pair_features(np.zeros((3, 64)), np.array([0.0, 0.5, 1.0]), np.array([0, 1, 2]))
-    np.testing.assert_array_equal(found[:, 17:], [[-1, 0, 0], [0, 1, 0], [1, 0, 1]])
+def test_features_of_trust_lead_and_protocol() -> None:
+    known = np.array([0.0, 0.5, 1.0]), np.array([0.0, 0.25, 1.0])
+    found = pair_features(np.zeros((3, 64)), known, np.array([0, 1, 2]))
+    np.testing.assert_array_equal(found[:, 17:], [[-1, 0, 0, 0], [0, 0.5, 1, 0], [1, 2, 0, 1]])
 
 
 # Posterior

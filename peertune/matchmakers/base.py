@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import overload
+from typing import ClassVar, overload
 
 import numpy as np
 
@@ -23,7 +23,8 @@ class Pair:
 
     `context`: float64 array of 64 numbers, the source's profile, then the receiver's. `predicted` is the policy's
     estimate of the reward, NaN if it makes none. `trust`: the coordinator's evidence on the source, 0..1. `protocol`:
-    how the knowledge travels (text, logits or adapter), which is part of what is chosen.
+    how the knowledge travels (text, logits or adapter), which is part of what is chosen. `lead`: the share of public
+    prompts that the source is expected to have right and the receiver not, by their claims and audits; 0 if unknown.
     """
 
     source: str
@@ -32,6 +33,7 @@ class Pair:
     predicted: float = math.nan
     trust: float = 0.5
     protocol: str = "text"
+    lead: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,7 @@ class Candidates(Sequence[Pair]):
     """Pairs as arrays, since a million objects are slow; as a sequence, each `Pair` is made when it is asked for.
 
     `names`: of the agents. `profiles`: float64 [agents, 32]. `trust`: of each agent, 0..1. `sources`, `receivers`,
-    `protocols`: int64 [pairs], places in `names` and in `PROTOCOLS`.
+    `protocols`: int64 [pairs], places in `names` and in `PROTOCOLS`. `leads`: float64 [pairs].
     """
 
     names: tuple[str, ...]
@@ -48,6 +50,7 @@ class Candidates(Sequence[Pair]):
     sources: np.ndarray
     receivers: np.ndarray
     protocols: np.ndarray
+    leads: np.ndarray
 
     @classmethod
     def of(cls, pairs: Sequence[Pair]) -> "Candidates":
@@ -64,7 +67,8 @@ class Candidates(Sequence[Pair]):
         profiles[sources], profiles[receivers] = contexts[:, :half], contexts[:, half:]
         trust[sources] = [pair.trust for pair in pairs]
         protocols = np.array([PROTOCOLS.index(pair.protocol) for pair in pairs], dtype=np.int64)
-        return cls(tuple(place), profiles, trust, sources, receivers, protocols)
+        leads = np.array([pair.lead for pair in pairs], dtype=np.float64)
+        return cls(tuple(place), profiles, trust, sources, receivers, protocols, leads)
 
     @cached_property
     def identities(self) -> np.ndarray:
@@ -83,16 +87,24 @@ class Candidates(Sequence[Pair]):
     @overload
     def __getitem__(self, index: slice) -> "Candidates": ...
     def __getitem__(self, index: int | slice) -> "Pair | Candidates":
-        source, receiver, protocol = self.sources[index], self.receivers[index], self.protocols[index]
+        ends = self.sources[index], self.receivers[index]
         if isinstance(index, slice):
-            return Candidates(self.names, self.profiles, self.trust, source, receiver, protocol)
-        context = np.concatenate([self.profiles[source], self.profiles[receiver]])
-        names = self.names[source], self.names[receiver]
-        return Pair(*names, context, trust=float(self.trust[source]), protocol=PROTOCOLS[protocol])
+            return replace(
+                self, sources=ends[0], receivers=ends[1], protocols=self.protocols[index], leads=self.leads[index]
+            )
+        context = np.concatenate([self.profiles[ends[0]], self.profiles[ends[1]]])
+        names, trust = (self.names[ends[0]], self.names[ends[1]]), float(self.trust[ends[0]])
+        protocol, lead = PROTOCOLS[self.protocols[index]], float(self.leads[index])
+        return Pair(*names, context, trust=trust, protocol=protocol, lead=lead)
 
 
 class Matchmaker(ABC):
-    """A policy without state of its own: `match` and `update` take the state and return what is new."""
+    """A policy without state of its own: `match` and `update` take the state and return what is new.
+
+    `reads_leads`: it makes use of `Pair.lead`, so that it is worth working out.
+    """
+
+    reads_leads: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, seed: int) -> State:

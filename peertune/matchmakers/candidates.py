@@ -13,6 +13,7 @@ with a k-d tree over all agents.
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -42,13 +43,21 @@ def candidate_pairs(
     values = np.array([profile.values for profile in profiles.values()], dtype=np.float64).reshape(-1, PROFILE_SIZE)
     belief = np.array([believed.get(name, 0.5) for name in names], dtype=np.float64)
     none = np.zeros(0, dtype=np.int64)
-    every = Candidates(names, values, belief, none, none, none)
+    every = Candidates(names, values, belief, none, none, none, none)
     if len(names) <= max(_ALL, limit + 1):
         sources, receivers = np.nonzero(~np.eye(len(names), dtype=bool))
     else:
         digest = zlib.crc32(values.tobytes())
         sources, receivers = _prefiltered(every, np.random.default_rng([seed, digest]), limit, gained)
     return _by_protocol(every, sources, receivers, protocols)
+
+
+def with_leads(pairs: Candidates, leads: Mapping[tuple[str, str], float]) -> Candidates:
+    """The pairs with `Pair.lead` of (source, receiver); 0 where none is given."""
+    ends = zip(pairs.sources.tolist(), pairs.receivers.tolist(), strict=True)
+    return replace(
+        pairs, leads=np.array([leads.get((pairs.names[one], pairs.names[other]), 0.0) for one, other in ends])
+    )
 
 
 def _prefiltered(
@@ -111,4 +120,5 @@ def _by_protocol(
             for protocol in protocols.get((names[source], names[receiver]), ())
         ]
         admitted, each = np.array(arms, dtype=np.int64).reshape(-1, 2).T
-    return Candidates(every.names, every.profiles, every.trust, sources[admitted], receivers[admitted], each)
+    ends = {"sources": sources[admitted], "receivers": receivers[admitted]}
+    return replace(every, **ends, protocols=each, leads=np.zeros(len(each)))

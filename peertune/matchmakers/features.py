@@ -4,10 +4,11 @@ source, the protocol, and the pair's history.
 The features of profiles were written down before anything was run and not changed since (though not in ignorance of the
 synthetic environments, whose formulas are public; agents' hidden qualities are in no feature). Two agents can help each
 other if they know different things, hence the overlap of their data; the source must know what the receiver lacks,
-hence complementarity and gaps; a strong receiver has little left to learn, hence headroom; gaps can be too wide to
-learn across, hence squares; text passes more easily between equal models, hence family and size; gains are used up,
-hence recency, with one step for each exchange since, so that the shape of the curve is learnt, and earlier gains. All
-features lie in about -2..2, so that one prior width fits all.
+hence complementarity, gaps, and what both claim of their answers to the public prompts, corrected by audits; a strong
+receiver has little left to learn, hence headroom; gaps can be too wide to learn across, hence squares; text passes more
+easily between equal models, hence family and size; gains are used up, hence recency, with one step for each exchange
+since, so that the shape of the curve is learnt, and earlier gains. All features lie in about -2..2, so that one prior
+width fits all.
 """
 
 import numpy as np
@@ -21,7 +22,7 @@ NAMES = (
     *("one", "distance", "root_distance", "overlap_gap", "complementarity", "new_share"),
     *("score_gap", "score_gap_size", "score_gap_square", "room", "score_lead_room", "score_source"),
     *("loss_gap", "loss_gap_size", "loss_lead_room", "same_family", "size_gap"),
-    *("trust", "logits", "adapter"),
+    *("trust", "claimed_lead", "logits", "adapter"),
     *(f"met_within_{step}" for step in _STEPS),
     *("never_met", "earlier_gain", "earlier_gain_reversed"),
 )
@@ -29,23 +30,31 @@ _SHRINK = 1.0  # earlier gains of a pair are averaged with as much evidence of n
 
 
 def prior_mean() -> np.ndarray:
-    """What to expect before any reward, in standard deviations of the reward, by feature: float64 [31].
+    """What to expect before any reward, in standard deviations of the reward, by feature: float64 [32].
 
     Only signs and rough sizes, set once: other data, a lead where there is room, and a trusted source help; who has
     just met has less to gain, less so with every exchange since, and new partners are worth a try.
     """
-    known = {"root_distance": 1.0, "complementarity": 1.0, "score_lead_room": 1.0, "trust": 1.0, "never_met": 0.3}
+    known = {
+        "root_distance": 1.0,
+        "complementarity": 1.0,
+        "score_lead_room": 1.0,
+        "claimed_lead": 1.0,
+        "trust": 1.0,
+        "never_met": 0.3,
+    }
     known |= {f"met_within_{step}": np.exp(-step / 2) - np.exp(-(step - 1) / 2) for step in _STEPS}
     return np.array([known.get(name, 0.0) for name in NAMES])
 
 
-def pair_features(contexts: np.ndarray, trust: np.ndarray, protocols: np.ndarray) -> np.ndarray:
-    """The 20 features that need no history: `contexts` float64 [pairs, 64], the source's `trust` (0..1, so that 0.5,
-    nothing known, becomes 0), `protocols` by place in `PROTOCOLS`. Returns float64 [pairs, 20].
+def pair_features(contexts: np.ndarray, known: tuple[np.ndarray, np.ndarray], protocols: np.ndarray) -> np.ndarray:
+    """The 21 features that need no history: `contexts` float64 [pairs, 64]; `known`: the source's trust (0..1, so that
+    0.5, nothing known, becomes 0) and its lead (0..1); `protocols` by place in `PROTOCOLS`. Float64 [pairs, 21].
     """
     half = contexts.shape[1] // 2
     ways = [protocols == PROTOCOLS.index(protocol) for protocol in ("logits", "adapter")]
-    return np.column_stack([profile_features(contexts[:, :half], contexts[:, half:]), 2 * trust - 1, *ways])
+    trust, lead = known
+    return np.column_stack([profile_features(contexts[:, :half], contexts[:, half:]), 2 * trust - 1, 2 * lead, *ways])
 
 
 def profile_features(source: np.ndarray, receiver: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import math
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from annotated_types import Ge, Gt
@@ -58,6 +58,7 @@ class Pairwise(Matchmaker):
     patience: Annotated[float, Gt(0)] = 1.5
     cut: Annotated[float, Gt(0)] = 3.0
     max_students: Annotated[int, Ge(1)] = 1
+    reads_leads: ClassVar[bool] = True
 
     def init(self, seed: int) -> State:
         return {"seed": np.array([seed]), **no_evidence(len(NAMES))}
@@ -94,8 +95,9 @@ class Pairwise(Matchmaker):
         receivers = np.array([identity(pair.receiver) for pair in pairs])
         state = knowing(state, np.stack([sources, receivers], axis=1).ravel())
         ends = rows(state, sources), rows(state, receivers)
-        trust, protocols = [pair.trust for pair in pairs], [PROTOCOLS.index(pair.protocol) for pair in pairs]
-        own = pair_features(np.array([pair.context for pair in pairs]), np.array(trust), np.array(protocols))
+        known = np.array([pair.trust for pair in pairs]), np.array([pair.lead for pair in pairs])
+        protocols = np.array([PROTOCOLS.index(pair.protocol) for pair in pairs])
+        own = pair_features(np.array([pair.context for pair in pairs]), known, protocols)
         x = np.hstack([own, _history(state, *ends)])
         fade = 0.5 ** (2 / (self.half_life * len(state["agents"])))
         return with_exchanges(state, Exchanges(*ends, x, np.array(rewards)), fade, self.cut)
@@ -140,7 +142,7 @@ def _scores(state: State, pairs: Candidates, thetas: Sequence[Coefficients]) -> 
     for start in range(0, len(pairs), _CHUNK):
         some = pairs[start : start + _CHUNK]
         sources, receivers = place[some.sources], place[some.receivers]
-        own = pair_features(some.contexts(), some.trust[some.sources], some.protocols)
+        own = pair_features(some.contexts(), (some.trust[some.sources], some.leads), some.protocols)
         scored = np.hstack([own, _history(state, sources, receivers)]) @ weights
         for each, theta in enumerate(thetas):
             sides = theta.sides[sources, 0] + theta.sides[receivers, 1]
