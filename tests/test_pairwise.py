@@ -88,10 +88,10 @@ def test_predictions_are_those_of_the_closed_form() -> None:
             rows.append(_row(policy, before, state, pair, place))
     x, fade = np.array(rows), _fade(policy, state)
     age = _ages(len(rows), fade)
-    np.testing.assert_allclose(state["precision"], ((x * age[:, None]).T @ x)[:31, :31], atol=1e-9)
+    np.testing.assert_allclose(state["precision"], ((x * age[:, None]).T @ x)[: len(NAMES), : len(NAMES)], atol=1e-9)
     mean = (age @ rewards) / age.sum()
     spread = math.sqrt((age @ (np.array(rewards) - mean) ** 2) / age.sum())
-    prior, expected = np.diag([0.05] * 31 + [4.0] * 8), np.append(2.0 * prior_mean(), np.zeros(8))
+    prior, expected = np.diag([0.05] * len(NAMES) + [4.0] * 8), np.append(2.0 * prior_mean(), np.zeros(8))
     z = (np.array(rewards) - mean) / (spread + 1e-6)
     theta = np.linalg.solve((x * age[:, None]).T @ x + prior, x.T @ (age * z) + prior @ expected)
     for pair in policy.match(state, directed_pairs(profiles(4, 99)), 2):
