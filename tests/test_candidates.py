@@ -105,7 +105,7 @@ def test_a_large_federation_plays_a_few_rounds() -> None:
             assert policy.max_students > 1 or not set(receivers) & set(taken)
             state = policy.update_all(state, [(pair, float(random.normal())) for pair in chosen])
         assert 0 < len(policy.gained(state)) <= 4 * 300
-        assert len(state["pairs"]) <= 4 * 150 and state["sides"].shape == (300, 2, 31), "nothing grows with agents^2"
+        assert len(state["pairs"]) <= 4 * 150 and state["sides"].shape == (300, 2, 32), "nothing grows with agents^2"
 
 
 def test_leads_go_to_their_pairs_and_come_back_as_they_are() -> None:
