@@ -7,9 +7,9 @@ Table 2, what the approximations lose: the greatest true gain that a matchmaker 
 share of that among all pairs, beside as many random candidates and a k-d tree over all agents; and what taking the best
 pair first reaches of the exact matching among the same candidates. Gains: `SkillEnvironment`.
 
-The floor, an agent and round, with 16 candidates: 7 kFLOP to compare it with the 255 others of its block, 3 kFLOP for
+The floor, an agent and round, with 16 candidates: 12 kFLOP to compare it with the 255 others of its block, 3 kFLOP for
 31 features and two scores of each candidate; 16 x (64 + 31) x 8 B = 12 kB written and read about three times, and 1 kB
-of state. For 100 000 agents 1 GFLOP (0.05 s at 20 GFLOP/s) and 4 GB (0.4 s at 10 GB/s): memory is what it is bound by.
+of state. For 100 000 agents 1.5 GFLOP (0.08 s at 20 GFLOP/s) and 4 GB (0.4 s at 10 GB/s): memory is the bound.
 """
 
 import argparse
@@ -125,10 +125,9 @@ def growth(sizes: tuple[int, ...]) -> None:
         print(f"| {agents} | " + " | ".join(cells) + " |", flush=True)
 
 
-def by_tree(profiles: np.ndarray, trust: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates by a k-d tree: for each receiver the sources whose offers lie nearest in direction to its lacks."""
-    offers, lacks = prefilter._embeddings(profiles, trust)
-    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (offers, lacks)]
+def by_tree(profiles: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates by a k-d tree: for each receiver the sources nearest in direction, over all agents."""
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in prefilter.embeddings(profiles)]
     _, sources = KDTree(unit[0]).query(unit[1], k=limit)
     return np.asarray(sources).ravel(), np.repeat(np.arange(len(profiles)), limit)
 
@@ -158,7 +157,7 @@ def quality(sizes: tuple[int, ...], limit: int = 16) -> None:
         start = time.process_time()
         ours = prefilter.candidate_pairs(profiles, limit=limit)
         middle = time.process_time()
-        tree = by_tree(values, np.full(agents, 0.5), limit)
+        tree = by_tree(values, limit)
         costs = middle - start, time.process_time() - middle
         others = random.integers(agents, size=agents * limit), np.repeat(np.arange(agents), limit)
         some = [edges_of(gains, *pairs) for pairs in ((ours.sources, ours.receivers), others, tree)]

@@ -1,14 +1,15 @@
 """Which pairs are worth a look: all of them in a small federation, about `limit` for each agent in a large one.
 
 In a large federation every pair cannot be scored (10^10 of 100 000 agents). Candidates are then, for each agent: the
-sources that offer most of what it lacks, the receivers that lack most of what it offers, random sources, and the pairs
-that gained before. An agent *offers* the categories of its data as far as it is able and trusted, and *lacks* those
-that its own data has little of, and skill: the most similar agents have least to tell each other. Receivers alone must
-not choose: the few best sources would stand on every list, and each can teach only some.
+sources that fit it best, the receivers that it fits best, random sources, and the pairs that gained before. A source
+fits a receiver if it does better in what both have: the overlap of their data times the lead in skill, [skill x cover,
+cover] . [cover, -skill x cover]. That finds who has what the receiver is judged by and lacks, neither the most similar
+agents nor those most unlike it. From each value the means of the source and of the receiver are taken away: the best
+sources and the weakest receivers would else stand on every list, and each can be in one pair only. How good a source is
+in general, and whether it is trusted, is for the policy to say.
 
-The search is within blocks of 256 agents, drawn anew in every round: O(agents x block) by one matrix product each. The
-best of 256 is as good as any that is still free once everybody wants the best. benchmarks/matchmaking.py compares it
-with a k-d tree over all agents.
+The search is within blocks of 256 agents, drawn anew in every round: O(agents x block) by one matrix product each.
+benchmarks/matchmaking.py compares what can be reached with random candidates and with a k-d tree over all agents.
 """
 
 import zlib
@@ -65,11 +66,12 @@ def _prefiltered(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sources and receivers of the candidates of a large federation, by source, then by receiver, none twice."""
     agents, near = len(every.names), max(1, limit // 4)
-    offers, lacks = _embeddings(every.profiles, every.trust)
+    gives, takes = embeddings(every.profiles)
     order = random.permutation(agents)
     sources, receivers = [], []
     for block in np.array_split(order, -(-agents // _BLOCK)):
-        fit = offers[block] @ lacks[block].T  # [source, receiver]
+        fit = gives[block] @ takes[block].T  # [source, receiver]
+        fit -= fit.mean(axis=0) + fit.mean(axis=1, keepdims=True)
         np.fill_diagonal(fit, -np.inf)
         best_sources = np.argpartition(-fit, near, axis=0)[:near].T
         best_receivers = np.argpartition(-fit, near, axis=1)[:, :near]
@@ -85,15 +87,14 @@ def _prefiltered(
     return found[0][apart], found[1][apart]
 
 
-def _embeddings(profiles: np.ndarray, trust: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What each agent offers and what it lacks, float32 [agents, 13] each: a source's offers times a receiver's lacks
-    is what the one could teach the other. Roots, since the first examples of a category teach most.
+def embeddings(profiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each agent as a source and as a receiver, float32 [agents, 24] each, whose product is overlap x lead in skill.
+    Roots, since the first examples of a category teach most.
     """
-    skill = np.clip((profiles[:, SCORE] + profiles[:, INVERSE_PERPLEXITY]) / 2, 0, 1)
+    skill = np.clip((profiles[:, SCORE] + profiles[:, INVERSE_PERPLEXITY]) / 2, 0, 1)[:, None]
     cover = np.sqrt(np.maximum(profiles[:, HISTOGRAM], 0))
-    offers = (trust * skill)[:, None] * np.column_stack([cover, np.ones(len(cover))])
-    lacks = np.column_stack([1 - cover, 1 - skill])
-    return offers.astype(np.float32), lacks.astype(np.float32)
+    gives, takes = np.hstack([skill * cover, cover]), np.hstack([cover, -skill * cover])
+    return gives.astype(np.float32), takes.astype(np.float32)
 
 
 def _places(identities: np.ndarray, pairs: np.ndarray) -> np.ndarray:
