@@ -20,7 +20,8 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from peertune.checkpoint import Blobs
-from peertune.drafts import Draft, Lesson, PublicProblems, add_lesson, confidence_threshold, surprise
+from peertune.desk import Desk
+from peertune.drafts import PublicProblems
 from peertune.errors import PayloadError
 from peertune.evaluate import codebleu
 from peertune.learner import Learner, change, mean_loss
@@ -97,16 +98,12 @@ class Agent:
         self._settings, self._lm, self._data = settings, lm, data
         self._release = settings.release
         self._learner = Learner(self.name, settings.seed, lm, settings.training)
-        self._train = self._encode_examples(data.train)
-        self._validation = self._encode_examples(data.validation)
-        self._probe = self._encode_examples(data.probe)
-        self._test = self._encode_examples(data.test)
-        self._public = PublicProblems(data.task, data.transfer, data.probe)
+        splits = (data.train, data.validation, data.probe, data.test)
+        self._train, self._validation, self._probe, self._test = map(self._learner.encode_all, splits)
+        public = PublicProblems(data.task, data.transfer, data.probe)
+        self._desk = Desk(self._learner, data.task, public, data.probe or data.validation)
         self._record = record
         self._blobs = Blobs(settings.folder / "checkpoints")
-        self._drafts: dict[int, Draft] = {}
-        self._threshold = 0.0  # of the drafts' surprise
-        self._pulled = 0  # bytes of text since the last lesson
         self._pooled: list[Row] = []  # others' examples, for the next `fit`
         self._metrics: list[tuple[str, float]] = []
 
@@ -174,44 +171,23 @@ class Agent:
         `tested`: run the public tests; withhold what fails, and learn from what passes.
         """
         self._record.given += 1
-        self._pulled = 0  # what a lesson that failed left behind
-        problems = self._public.of(which)
-        self._drafts = dict(zip(which.items, self._write(problems, temperature, bool(tested)), strict=True))
-        self._threshold = self._calibrate() if confident else float("inf")
-        for problem, draft in self._drafts.items():
-            if draft.verified and self._public.teaches(problem):
-                add_lesson(self._record.lessons, problem, Lesson(draft.text, verified=True))
-        lessons, drafts = self._record.lessons, self._drafts.values()
-        return Claims(
-            surprise=tuple(draft.surprise for draft in drafts),
-            offered=tuple(int(draft.offered(self._threshold)) for draft in drafts),
-            settled=tuple(int(problem in lessons and lessons[problem].verified) for problem in which.items),
-        )
+        sampling = self._sampling(temperature, self._learner.seed("draft", self._record.given))
+        return self._desk.draft(self._record, which, sampling, (bool(confident), bool(tested)))
 
     @verb
     def share(self, which: Picks) -> Texts:
         """The drafts of these problems; empty where there is none or it is withheld."""
-        drafts = [self._drafts.get(problem) for problem in which.items]
-        return Texts(tuple(draft.text if draft and draft.offered(self._threshold) else "" for draft in drafts))
+        return self._desk.share(which)
 
     @verb
     def accept(self, which: Picks, texts: Texts, tested: int) -> Verdicts:
         """Keep texts to learn from. `tested`: run the public tests first, where there are some, and drop what fails."""
-        self._pulled += sum(len(text.encode()) for text in texts.items)
-        verified = self._public.verify(self._public.of(which, texts), texts.items, bool(tested))
-        useful = [
-            bool(text.strip()) and passed is not False for text, passed in zip(texts.items, verified, strict=True)
-        ]
-        for problem, text, passed, use in zip(which.items, texts.items, verified, useful, strict=True):
-            if use and self._public.teaches(problem):
-                add_lesson(self._record.lessons, problem, Lesson(text, verified=bool(passed)))
-        return Verdicts(tuple(map(int, useful)))
+        return self._desk.accept(self._record, which, texts, bool(tested))
 
     @verb
     def inspect(self, which: Picks, texts: Texts) -> Verdicts:
         """Grade texts for public problems whose answers are known; keep nothing."""
-        grades = self._data.task.grade(self._public.of(which, texts), texts.items)
-        return Verdicts(tuple(int(grade == 1.0) for grade in grades))
+        return self._desk.inspect(which, texts)
 
     @verb
     def learn(self, kd_weight: float, steps: int, tolerance: float, keep: int) -> Gain:
@@ -220,7 +196,9 @@ class Agent:
         With few texts their part of the batch, and w, are smaller. If the private validation loss rises by more than
         `tolerance` (nats a token), the agent goes back to where it was. `keep`: remember the texts for later lessons.
         """
-        rows = self._lesson_rows()
+        if (accuracy := self._desk.accuracy(self._record)) is not None:
+            self._metrics.append(("text_accuracy", accuracy))
+        rows = self._desk.rows(self._record)
         own, probe = self._learner.losses(self._validation), self._learner.losses(self._probe)
         with self._undone_if_failing() as start:
             loss = self._train_mixed(rows, kd_weight, steps)
@@ -229,8 +207,8 @@ class Agent:
         kept = private.after <= private.before + tolerance
         if not kept:
             self._learner.trainer.load_state(start)
-        gain = Gain(private, public, self._pulled / 1000, kept)
-        self._pulled = 0
+        gain = Gain(private, public, self._desk.pulled / 1000, kept)
+        self._desk.pulled = 0
         self._record.learned(gain)
         if not keep:
             self._record.lessons.clear()
@@ -291,17 +269,8 @@ class Agent:
         tensors = load_safetensors(self._blobs.get(receipt.digest))
         self._record = msgspec.msgpack.decode(tensors.pop("record").numpy().tobytes(), type=AgentRecord)
         self._learner.trainer.load_state(tensors)
-        self._drafts, self._pulled, self._pooled = {}, 0, []
-
-    # Training.
-
-    def _lesson_rows(self) -> list[Row]:
-        """The accepted texts as rows; how many of them are right is noted, where that is known."""
-        lessons = self._record.lessons
-        if (accuracy := self._public.accuracy(lessons)) is not None:
-            self._metrics.append(("text_accuracy", accuracy))
-        problems = self._public.numbered(sorted(lessons))
-        return [self._learner.encode(problem.prompt, lessons[at].text) for at, problem in problems.items()]
+        self._desk.clear()
+        self._pooled = []
 
     def _train_mixed(self, rows: Sequence[Row], kd_weight: float, steps: int) -> float:
         """`steps` on own rows and, as far as there are any, on these; the mean loss."""
@@ -326,25 +295,5 @@ class Agent:
                 raise TrainingDiverged(f"{error} The agent was put back to where it was.") from None
             raise
 
-    # Texts for public problems.
-
-    def _write(self, problems: Sequence[Example], temperature: float, tested: bool) -> list[Draft]:
-        sampling = self._sampling(temperature, self._learner.seed("draft", self._record.given))
-        texts = [self._data.task.clean(text) for text in self._learner.complete(problems, sampling)]
-        rows = [self._learner.encode(problem.prompt, text) for problem, text in zip(problems, texts, strict=True)]
-        surprises = [surprise(nats, tokens) for nats, tokens in self._learner.losses(rows)]
-        verified = self._public.verify(problems, texts, tested)
-        return [Draft(*each) for each in zip(texts, surprises, verified, strict=True)]
-
-    def _calibrate(self) -> float:
-        """Where right and wrong texts part, on the public probe, or without one on the agent's validation data."""
-        known = self._data.probe or self._data.validation
-        drafts = self._write(known, 0.0, tested=False)
-        right = self._data.task.grade(known, [draft.text for draft in drafts])
-        return confidence_threshold(np.array([draft.surprise for draft in drafts]), np.array(right) == 1.0)
-
     def _sampling(self, temperature: float, seed: int) -> Sampling:
         return Sampling(max_new_tokens=self._settings.max_new_tokens, temperature=temperature, seed=seed)
-
-    def _encode_examples(self, examples: Sequence[Example]) -> list[Row]:
-        return [self._learner.encode(example.prompt, example.completion, example.chat) for example in examples]

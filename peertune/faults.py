@@ -30,6 +30,7 @@ class Liar(Agent):
 
     def share(self, which: Picks) -> Texts:
         """Fluent text for the wrong problem."""
-        drafted = list(self._drafts)
-        places = [(drafted.index(problem) + 1) % len(drafted) for problem in which.items if problem in self._drafts]
-        return Texts(tuple(self._drafts[drafted[place]].text or "pass" for place in places))
+        drafts = self._desk.drafts
+        drafted = list(drafts)
+        places = [(drafted.index(problem) + 1) % len(drafted) for problem in which.items if problem in drafts]
+        return Texts(tuple(drafts[drafted[place]].text or "pass" for place in places))

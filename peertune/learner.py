@@ -40,6 +40,9 @@ class Learner:
     def encode(self, prompt: str, completion: str, chat: bool = False) -> Row:
         return encode(self.lm.tokenizer, prompt, completion, self._settings.max_length, chat)
 
+    def encode_all(self, examples: Sequence[Example]) -> list[Row]:
+        return [self.encode(example.prompt, example.completion, example.chat) for example in examples]
+
     def step(self, groups: Sequence[tuple[Sequence[Row], float]], record: AgentRecord) -> float:
         """One optimiser step on groups of rows and their weights; returns the loss (nats a token)."""
         record.steps += 1

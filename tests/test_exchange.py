@@ -143,7 +143,7 @@ def test_texts_for_the_probe_never_become_lessons(agent: Agent) -> None:
 def test_an_inspection_grades_and_keeps_nothing(agent: Agent) -> None:
     before = bits(agent)
     assert call(agent, "inspect", PROBES, Texts(("40", WRONG, ""))) == Verdicts((1, 0, 0))
-    assert lessons(agent) == {} and agent._pulled == 0 and bits(agent) == before
+    assert lessons(agent) == {} and agent._desk.pulled == 0 and bits(agent) == before
 
 
 @pytest.mark.parametrize("verb", ["accept", "inspect"])
@@ -161,7 +161,7 @@ def test_a_problem_that_does_not_exist(agent: Agent, verb: str, args: tuple[Any,
 
 
 def test_what_is_no_verb_is_refused(agent: Agent) -> None:
-    for name in ("call", "_write", "log_path", "truncated", "__init__"):
+    for name in ("call", "_train_mixed", "log_path", "truncated", "__init__"):
         with pytest.raises(PayloadError, match="agents have no verb"):
             call(agent, name)
 

@@ -22,6 +22,7 @@ from peertune.matchmakers.router import Router
 from peertune.methods import Knexa
 from peertune.methods.base import State
 from peertune.payloads import Claims, Receipt, Texts, Verdicts
+from peertune.profiles import AgentRecord
 
 # what each can: a the first, b the second, c the third; d nothing at all; nobody the fourth
 SKILLS: dict[str, dict[int, str]] = {"a": right(1), "b": {**right(2), 3: WRONG}, "c": {**right(3), 1: WRONG}, "d": {}}
@@ -243,13 +244,13 @@ def test_the_papers_exchange_accepts_every_text(build: Build) -> None:
 
 
 def spy_on_lessons(agent: Agent, learnt: dict[str, dict[int, str]], name: str) -> None:
-    original = agent._lesson_rows
+    original = agent._desk.rows
 
-    def rows() -> Any:
-        learnt[name] = {problem: lesson.text for problem, lesson in agent._record.lessons.items()}
-        return original()
+    def rows(record: AgentRecord) -> Any:
+        learnt[name] = {problem: lesson.text for problem, lesson in record.lessons.items()}
+        return original(record)
 
-    agent._lesson_rows = rows
+    agent._desk.rows = rows
 
 
 def test_a_pair_with_gates_moves_only_what_is_offered_and_needed(build: Build) -> None:
@@ -266,7 +267,7 @@ def test_evidence_counts_texts_that_were_of_use(build: Build, share: float) -> N
     group = build(skills, {} if share else {"a": Liar, "b": Liar}, route="set", tested=True, matchmaker=Uniform())
     if share:
         for agent in group.agents.values():
-            agent._public.verify = lambda problems, texts, tested: [None] * len(texts)
+            agent._desk._public.verify = lambda problems, texts, tested: [None] * len(texts)
     (row,) = bodies(group.play(), "pair")
     good, bad = group.state["evidence/counts"][["a", "b"].index(row["source"])]
     assert (good, bad) == (share, 1 - share)

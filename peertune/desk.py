@@ -1,0 +1,94 @@
+"""Where an agent writes and receives texts for public problems: its drafts of this round, its lessons for good.
+
+No text leaves here but through `share`, and none is learnt from that did not pass `accept`.
+"""
+
+from collections.abc import Sequence
+from itertools import compress
+
+import numpy as np
+
+from peertune.drafts import Draft, Lesson, PublicProblems, add_lesson, confidence_threshold, surprise
+from peertune.learner import Learner
+from peertune.lm.encode import Row
+from peertune.lm.settings import Sampling
+from peertune.payloads import Claims, Picks, Texts, Verdicts
+from peertune.profiles import AgentRecord
+from peertune.tasks.base import Example, Task
+
+
+class Desk:
+    """Final. `known`: problems whose answers the agent knows, to learn how far to trust itself. `pulled`: bytes of text
+    that it was sent since the round's drafts.
+    """
+
+    def __init__(self, learner: Learner, task: Task, public: PublicProblems, known: Sequence[Example]) -> None:
+        self._learner, self._task, self._public, self._known = learner, task, public, known
+        self.drafts: dict[int, Draft] = {}
+        self.threshold = 0.0  # of the drafts' surprise
+        self.pulled = 0
+
+    def clear(self) -> None:
+        """Forget the round."""
+        self.drafts, self.pulled = {}, 0
+
+    def draft(self, record: AgentRecord, which: Picks, sampling: Sampling, gates: tuple[bool, bool]) -> Claims:
+        """Answer these problems. `gates`: withhold what is not `confident`; what is not `tested` right."""
+        confident, tested = gates
+        self.clear()  # also what a lesson that failed left behind
+        written = self._write(self._public.of(which), sampling, tested)
+        self.drafts = dict(zip(which.items, written, strict=True))
+        self.threshold = self._calibrate(sampling.max_new_tokens) if confident else float("inf")
+        for problem, draft in self.drafts.items():
+            if draft.verified and self._public.teaches(problem):
+                add_lesson(record.lessons, problem, Lesson(draft.text, verified=True))
+        lessons, drafts = record.lessons, self.drafts.values()
+        return Claims(
+            surprise=tuple(draft.surprise for draft in drafts),
+            offered=tuple(int(draft.offered(self.threshold)) for draft in drafts),
+            settled=tuple(int(problem in lessons and lessons[problem].verified) for problem in which.items),
+        )
+
+    def share(self, which: Picks) -> Texts:
+        """The drafts of these problems; empty where there is none or it is withheld."""
+        drafts = [self.drafts.get(problem) for problem in which.items]
+        return Texts(tuple(draft.text if draft and draft.offered(self.threshold) else "" for draft in drafts))
+
+    def accept(self, record: AgentRecord, which: Picks, texts: Texts, tested: bool) -> Verdicts:
+        """Keep texts as lessons; those of problems with public tests only if they pass, if `tested`."""
+        self.pulled += sum(len(text.encode()) for text in texts.items)
+        verified = self._public.verify(self._public.of(which, texts), texts.items, tested)
+        useful = [bool(text.strip()) and one is not False for text, one in zip(texts.items, verified, strict=True)]
+        arrived = zip(which.items, texts.items, verified, strict=True)
+        for problem, text, passed in compress(arrived, useful):
+            if self._public.teaches(problem):
+                add_lesson(record.lessons, problem, Lesson(text, verified=bool(passed)))
+        return Verdicts(tuple(map(int, useful)))
+
+    def inspect(self, which: Picks, texts: Texts) -> Verdicts:
+        """Grade texts for problems whose answers are known; keep nothing."""
+        grades = self._task.grade(self._public.of(which, texts), texts.items)
+        return Verdicts(tuple(int(grade == 1.0) for grade in grades))
+
+    def accuracy(self, record: AgentRecord) -> float | None:
+        """Share of the lessons that are right, by what nobody used to choose them; None where that is not known."""
+        return self._public.accuracy(record.lessons)
+
+    def rows(self, record: AgentRecord) -> list[Row]:
+        """The lessons as rows to train on, in the order of their problems."""
+        problems = self._public.numbered(sorted(record.lessons))
+        return [self._learner.encode(problem.prompt, record.lessons[at].text) for at, problem in problems.items()]
+
+    def _write(self, problems: Sequence[Example], sampling: Sampling, tested: bool) -> list[Draft]:
+        texts = [self._task.clean(text) for text in self._learner.complete(problems, sampling)]
+        rows = [self._learner.encode(problem.prompt, text) for problem, text in zip(problems, texts, strict=True)]
+        surprises = [surprise(nats, tokens) for nats, tokens in self._learner.losses(rows)]
+        return [
+            Draft(*each) for each in zip(texts, surprises, self._public.verify(problems, texts, tested), strict=True)
+        ]
+
+    def _calibrate(self, max_new_tokens: int) -> float:
+        """Where right and wrong texts part, on problems whose answers are known."""
+        drafts = self._write(self._known, Sampling(max_new_tokens), tested=False)
+        right = self._task.grade(self._known, [draft.text for draft in drafts])
+        return confidence_threshold(np.array([draft.surprise for draft in drafts]), np.array(right) == 1.0)
