@@ -227,7 +227,7 @@ def test_one_agent_below_itself_is_enough() -> None:
 
 
 def test_central_arms_are_met_at_equal_updates_and_few_bytes() -> None:
-    levels = {"knexa": [[0.5] * 4], "central": [[0.4] * 4], "central_filtered": [[0.5] * 4]}
+    levels = {"knexa": [[0.5] * 4], "central_confident": [[0.4] * 4], "central_filtered": [[0.5] * 4]}
     runs = [made(seed, levels, knexa=15, central_filtered=100) for seed in range(2)]
     found = judge({"knexa-experts": runs})
     below, few = verdict(found, "strongest central"), verdict(found, "text bytes")
@@ -290,9 +290,8 @@ def test_pictures_are_repeated_exactly() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A configuration of two arms, and one whose first model is damaged."""
     folder = tmp_path_factory.mktemp("study")
-    config = small_config(make_models(folder / "models"), "llama gpt2", baselines={"local": "local"}).model_dump(
-        mode="json"
-    )
+    changes: dict[str, Any] = {"baselines": {"local": "local"}, "rounds": 6, "evaluation": {"every": 6}}
+    config = small_config(make_models(folder / "models"), "llama gpt2", **changes).model_dump(mode="json")
     (folder / "tiny.yaml").write_text(json.dumps(config))
     config["agents"][0]["model"] = str(folder / "models" / "broken")
     (folder / "models" / "broken").mkdir()
@@ -327,6 +326,7 @@ def test_stopped_gone_on_with_and_skipped(folder: Path, tmp_path: Path) -> None:
     heard.clear()
     study = Study.plan(tmp_path / "out", plan)
     study.run(Limits(), lambda *told: heard.append(told))
+    assert list(study.failures) == ["broken-s0"]
     assert heard == [("tiny-s0: knexa", 2, 4)]
     assert "| knexa | local |" in markdown_of(study)
     config = next(job.config for job in study.jobs if job.name == "tiny-s0")
@@ -348,7 +348,7 @@ def test_another_configuration_is_refused(folder: Path, tmp_path: Path) -> None:
     study = Study.plan(tmp_path, plan_of(folder, "tiny", seeds=1))
     create_run(study.jobs[0].folder, study.jobs[0].config).close()
     check_same_version(study.jobs[0])
-    with pytest.raises(ConfigError, match=r"another configuration \(rounds: 2 there, 3 here\); name another folder"):
+    with pytest.raises(ConfigError, match=r"another configuration \(rounds: 6 there, 3 here\); name another folder"):
         Study.plan(tmp_path, plan_of(folder, "tiny", seeds=1, overrides=("rounds=3",)))
     with pytest.raises(ConfigError, match=r"\(agents.1.name: null there, \"zoe\" here\)"):
         Study.plan(tmp_path, plan_of(folder, "tiny", seeds=1, overrides=("agents.1.name=zoe",)))

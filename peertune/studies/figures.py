@@ -41,13 +41,19 @@ def learning(summary: Row, federation: str) -> Figure:
         seeds = len(about["seeds"])
         dress(left, f"{label(federation, 24)}: by round, {seeds} seeds", "round", f"{about['score']}, benign agents, %")
         dress(right, "by text that travelled (dashed: none)", "bytes of text, up to the round", "")
-        handles = [_draw((left, right), name, place, curves[name]) for place, name in enumerate(shown)]
+        lines = [_draw((left, right), _label(about, name), at, curves[name]) for at, name in enumerate(shown)]
         round_axis(left, 0, about["rounds"])
         _byte_axis(right, [point[1] for curve in curves.values() for point in curve])
         for axes in (left, right):
             axes.tick_params(labelbottom=True)
-        right.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=10, frameon=False)
+        right.legend(handles=lines, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=10, frameon=False)
     return canvas
+
+
+def _label(about: Row, arm: str) -> str:
+    """The arm's name, and its seeds where they are not all of the federation's."""
+    (seeds,) = [row["seeds"] for row in about["arms"] if row["arm"] == arm]
+    return label(arm, 24) if seeds == len(about["seeds"]) else f"{label(arm, 24)} (n = {seeds})"
 
 
 def _curve(records: Sequence[Row], arm: str, score: str) -> Curve:
@@ -83,7 +89,7 @@ def _draw(panels: tuple[Axes, Axes], name: str, place: int, curve: Curve) -> Lin
             axes.fill_between(at, bounds[:, 1], bounds[:, 2], color=colour, alpha=0.13, linewidth=0)
     if curve and not sent:
         panels[1].axhline(curve[-1][2][0], color=colour, linewidth=2, linestyle="--", zorder=2)
-    return Line2D([], [], label=label(name, 24), **style)
+    return Line2D([], [], label=name, **style)
 
 
 def _byte_axis(axes: Axes, found: Sequence[float]) -> None:
@@ -117,7 +123,7 @@ def teaching(summary: Row, federation: str) -> Figure | None:
         matrix = np.zeros((len(names), len(names)))
         for source, receiver, count in pairs:
             matrix[names.index(source), names.index(receiver)] = count
-        _heat(axes, matrix, about["faults"], label(name, 24))
+        _heat(axes, matrix, about["faults"], _label(about, name))
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
     return canvas
