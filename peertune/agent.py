@@ -20,8 +20,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from peertune.checkpoint import Blobs
-from peertune.desk import Desk
-from peertune.drafts import PublicProblems
+from peertune.desk import AgentData, Desk
 from peertune.errors import PayloadError
 from peertune.evaluate import codebleu
 from peertune.learner import Learner, change, mean_loss
@@ -47,7 +46,6 @@ from peertune.payloads import (
     Weights,
 )
 from peertune.profiles import AgentRecord, build_profile
-from peertune.tasks.base import Example, Task
 
 Verb = TypeVar("Verb", bound=Callable[..., Payload | None])
 VERBS: set[str] = set()
@@ -57,21 +55,6 @@ def verb(function: Verb) -> Verb:
     """Mark a method as callable from outside."""
     VERBS.add(function.__name__)
     return function
-
-
-@dataclass(frozen=True, slots=True)
-class AgentData:
-    """What an agent trains and is measured on; `train` and `validation` never leave it.
-
-    Everybody holds the same `transfer` and `probe` problems. Public problems are numbered: transfer first, then probe.
-    """
-
-    train: Sequence[Example]
-    validation: Sequence[Example]
-    transfer: Sequence[Example]
-    probe: Sequence[Example]
-    test: Sequence[Example]
-    task: Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +83,7 @@ class Agent:
         self._learner = Learner(self.name, settings.seed, lm, settings.training)
         splits = (data.train, data.validation, data.probe, data.test)
         self._train, self._validation, self._probe, self._test = map(self._learner.encode_all, splits)
-        public = PublicProblems(data.task, data.transfer, data.probe)
-        self._desk = Desk(self._learner, data.task, public, data.probe or data.validation)
+        self._desk = Desk(self._learner, data)
         self._record = record
         self._blobs = Blobs(settings.folder / "checkpoints")
         self._pooled: list[Row] = []  # others' examples, for the next `fit`
@@ -185,6 +167,14 @@ class Agent:
         return self._desk.accept(self._record, which, texts, bool(tested))
 
     @verb
+    def blend(self, adapter: Weights) -> Verdicts:
+        """Take the adapter of an agent with the same base: `learn` starts by moving towards it, by its `kd_weight`.
+        Raises `PayloadError` if names or shapes differ from the agent's own.
+        """
+        self._desk.take(adapter)
+        return Verdicts((1,))
+
+    @verb
     def inspect(self, which: Picks, texts: Texts) -> Verdicts:
         """Grade texts for public problems whose answers are known; keep nothing."""
         return self._desk.inspect(which, texts)
@@ -201,6 +191,8 @@ class Agent:
         rows = self._desk.rows(self._record)
         own, probe = self._learner.losses(self._validation), self._learner.losses(self._probe)
         with self._undone_if_failing() as start:
+            if self._desk.adapter:
+                self._learner.move(self._desk.adapter, kd_weight)
             loss = self._train_mixed(rows, kd_weight, steps)
             private = change(own, self._learner.losses(self._validation))
             public = change(probe, self._learner.losses(self._probe)) if self._probe else None
@@ -208,7 +200,7 @@ class Agent:
         if not kept:
             self._learner.trainer.load_state(start)
         gain = Gain(private, public, self._desk.pulled / 1000, kept)
-        self._desk.pulled = 0
+        self._desk.settle()
         self._record.learned(gain)
         if not keep:
             self._record.lessons.clear()

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import torch
 
-from peertune.agent import Agent, AgentData, AgentSettings
+from peertune.agent import Agent, AgentSettings
 from peertune.config.schema import (
     AgentConfig,
     AnswersTask,
@@ -21,6 +21,7 @@ from peertune.config.schema import (
     TaskConfig,
     Training,
 )
+from peertune.desk import AgentData
 from peertune.engines.base import Resident
 from peertune.errors import ConfigError
 from peertune.faults import Liar, shuffled

@@ -4,33 +4,61 @@ No text leaves here but through `share`, and none is learnt from that did not pa
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import compress
 
 import numpy as np
+import torch
 
 from peertune.drafts import Draft, Lesson, PublicProblems, add_lesson, confidence_threshold, surprise
 from peertune.learner import Learner
 from peertune.lm.encode import Row
 from peertune.lm.settings import Sampling
-from peertune.payloads import Claims, Picks, Texts, Verdicts
+from peertune.payloads import Claims, Picks, Texts, Verdicts, Weights
 from peertune.profiles import AgentRecord
 from peertune.tasks.base import Example, Task
 
 
-class Desk:
-    """Final. `known`: problems whose answers the agent knows, to learn how far to trust itself. `pulled`: bytes of text
-    that it was sent since the round's drafts.
+@dataclass(frozen=True, slots=True)
+class AgentData:
+    """What an agent trains and is measured on; `train` and `validation` never leave it.
+
+    Everybody holds the same `transfer` and `probe` problems. Public problems are numbered: transfer first, then probe.
     """
 
-    def __init__(self, learner: Learner, task: Task, public: PublicProblems, known: Sequence[Example]) -> None:
-        self._learner, self._task, self._public, self._known = learner, task, public, known
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    transfer: Sequence[Example]
+    probe: Sequence[Example]
+    test: Sequence[Example]
+    task: Task
+
+
+class Desk:
+    """Final. `adapter`, `pulled`: another's adapter and all bytes that it was sent since its last lesson."""
+
+    def __init__(self, learner: Learner, data: AgentData) -> None:
+        self._learner, self._task = learner, data.task
+        self._public = PublicProblems(data.task, data.transfer, data.probe)
+        self._known = data.probe or data.validation  # whose answers it knows, to learn how far to trust itself
         self.drafts: dict[int, Draft] = {}
         self.threshold = 0.0  # of the drafts' surprise
         self.pulled = 0
+        self.adapter: dict[str, torch.Tensor] = {}
 
     def clear(self) -> None:
         """Forget the round."""
-        self.drafts, self.pulled = {}, 0
+        self.drafts = {}
+        self.settle()
+
+    def settle(self) -> None:
+        """A lesson is over: what was sent for it has been used."""
+        self.pulled, self.adapter = 0, {}
+
+    def take(self, adapter: Weights) -> None:
+        """Keep another's adapter for the lesson. Raises `PayloadError` if it does not fit the agent's own."""
+        self.adapter = self._learner.fitting(adapter.tensors)
+        self.pulled += sum(array.nbytes for array in adapter.tensors.values())
 
     def draft(self, record: AgentRecord, which: Picks, sampling: Sampling, gates: tuple[bool, bool]) -> Claims:
         """Answer these problems. `gates`: withhold what is not `confident`; what is not `tested` right."""

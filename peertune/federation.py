@@ -53,6 +53,10 @@ class AgentHandle:
         """Keep texts to learn from, after the public tests if `tested`. Answer: `Verdicts`."""
         return self._call("accept", which, texts, int(tested))
 
+    def blend(self, adapter: Weights | Ref) -> Ref:
+        """Take the adapter of an agent with the same base; `learn` starts by moving towards it. Answer: `Verdicts`."""
+        return self._call("blend", adapter)
+
     def inspect(self, which: Picks, texts: Texts | Ref) -> Ref:
         """Grade texts for public problems, and keep nothing. Answer: `Verdicts`."""
         return self._call("inspect", which, texts)

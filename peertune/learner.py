@@ -5,14 +5,15 @@ ran before.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import torch
 
 from peertune.lm.batches import batch_at
 from peertune.lm.encode import Row, encode
 from peertune.lm.generate import Sampling, generate
-from peertune.lm.model import LanguageModel
+from peertune.lm.model import LanguageModel, check_tensors
 from peertune.lm.score import losses
 from peertune.lm.settings import TrainingSettings
 from peertune.lm.train import Trainer, TrainingDiverged
@@ -50,6 +51,17 @@ class Learner:
             THROUGH_FROZEN * self.lm.parameters * _tokens(row for rows, weight in groups if weight for row in rows)
         )
         return self.trainer.step(groups, self.seed("step", record.steps))
+
+    def fitting(self, adapter: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        """Another's adapter as tensors. Raises `PayloadError` if names or shapes differ from the own one's."""
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in adapter.items()}
+        check_tensors(tensors, self.lm.adapter_state(self._name))
+        return tensors
+
+    def move(self, towards: Mapping[str, torch.Tensor], share: float) -> None:
+        """The adapter becomes (1 - share) * own + share * `towards`, factor by factor."""
+        own = self.lm.adapter_state(self._name)
+        self.lm.load_adapter(self._name, {name: torch.lerp(own[name], towards[name].float(), share) for name in own})
 
     def own_batch(self, rows: Sequence[Row], record: AgentRecord) -> list[Row]:
         """The next batch of the agent's own data: without replacement, epoch after epoch."""

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from peertune.agent import Agent, AgentData, AgentSettings
+from peertune.agent import Agent, AgentSettings
 from peertune.config.schema import Release
+from peertune.desk import AgentData
 from peertune.engines.base import Argument, Barrier, Engine, Entry, Host, Ref, Resident
 from peertune.ledger import COORDINATOR
 from peertune.lm.model import LanguageModel

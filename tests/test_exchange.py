@@ -15,7 +15,7 @@ from peertune.faults import Liar, shuffled
 from peertune.federation import NEVER
 from peertune.learner import MOST_REPEATS
 from peertune.lm.model import LanguageModel
-from peertune.payloads import Change, Claims, Gain, Picks, Receipt, Texts, Verdicts
+from peertune.payloads import Change, Claims, Gain, Picks, Receipt, Texts, Verdicts, Weights
 
 Make = Callable[..., Agent]
 ALL = Picks(tuple(range(TRANSFER)))
@@ -316,3 +316,27 @@ def test_a_liar_is_a_working_agent(make: Make) -> None:
     assert call(liar, "fit", 1) is None
     assert call(liar, "accept", ALL, Texts(("x",) * 4), 0) == Verdicts((1,) * 4)
     assert isinstance(learn(liar).private, Change)
+
+
+def test_an_adapter_moves_the_receiver_towards_it(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the weight of the lesson, and once. No steps, so that the move is seen alone."""
+    monkeypatch.setattr(agent, "_train_mixed", lambda rows, kd_weight, steps: 0.0)
+    own = adapter_of(agent)
+    assert call(agent, "blend", Weights({name: array + 1 for name, array in own.items()}, 1)) == Verdicts((1,))
+    gains = [call(agent, "learn", 0.25, 1, NEVER, 0) for _ in range(2)]
+    for name, array in adapter_of(agent).items():
+        np.testing.assert_allclose(array, own[name] + 0.25, rtol=1e-5)
+    assert isinstance(gains[0], Gain) and isinstance(gains[1], Gain)
+    assert gains[0].kilobytes == sum(array.nbytes for array in own.values()) / 1000 and gains[1].kilobytes == 0
+    assert gains[0].private.after != gains[0].private.before and gains[1].private.after == gains[1].private.before
+
+
+def adapter_of(agent: Agent) -> dict[str, np.ndarray]:
+    found = call(agent, "adapter")
+    assert isinstance(found, Weights)
+    return found.tensors
+
+
+def test_an_adapter_of_other_shapes_is_refused(agent: Agent) -> None:
+    with pytest.raises(PayloadError, match="missing"):
+        call(agent, "blend", Weights({"x": np.zeros((2, 2), np.float32)}, 1))

@@ -56,6 +56,7 @@ ANSWERS: dict[str, type[Payload] | None] = {
     "draft": Claims,
     "share": Texts,
     "accept": Verdicts,
+    "blend": Verdicts,
     "inspect": Verdicts,
     "learn": Gain,
     "grade": Scores,
