@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from peertune.agent import Agent, AgentSettings
+from peertune.clock import Availability, Clock
 from peertune.config.schema import (
     AgentConfig,
     AnswersTask,
@@ -80,6 +81,12 @@ def build_agents(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], lis
         isolation = sandbox.isolation if sandbox else ""
         facts.append(_facts(agent, agent_config, lm, train, validation, task) | {"isolation": isolation})
     return agents, facts
+
+
+def make_clock(config: Config) -> Clock:
+    """The virtual time of the configured availability; one that stands still without it."""
+    rules = config.availability
+    return Clock(config.agent_names(), Availability(**rules.model_dump()) if rules else None, config.seed)
 
 
 def make_task(config: TaskConfig, seed: int, sandbox: Sandbox | None) -> Task:

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from peertune.assemble import Spec, public_examples
+from peertune.assemble import Spec, make_clock, public_examples
 from peertune.checkpoint import Blobs
 from peertune.config.schema import Config, Evaluation, FinalEvaluation, MethodConfig
 from peertune.engines.base import Ref
@@ -82,7 +82,7 @@ class Experiment:
         kept = free_if_refused(self.folder, self._ledger) if self._new else nullcontext()
         with locked(self.folder), kept, self._engine() as engine:
             self._describe(engine)
-            federation = Federation(engine, self.config.agent_names())
+            federation = Federation(engine, self.config.agent_names(), make_clock(self.config))
             if not self._done(START):
                 self._warm_start(federation)
             for arm, method in self.config.arms().items():
@@ -93,7 +93,7 @@ class Experiment:
 
     def _warm_start(self, fed: Federation) -> None:
         self._enter(START, 0)
-        for agent in fed.agents:
+        for agent in fed.everyone:
             agent.fit(self.config.budget.warm_start_steps)
         self._close_phase(fed, "init")
         self._complete_round(fed, {}, last=True)
@@ -108,6 +108,7 @@ class Experiment:
                     f"stopped after round {t - 1} of {arm}; continue with `peertune resume {self.folder.name}`"
                 )
             self._enter(arm, t)
+            fed.begin_round(t)
             state = method.round(state, fed, t)
             self._close_phase(fed, "round")
             self._complete_round(fed, state, last=t == self.config.rounds)
@@ -122,11 +123,13 @@ class Experiment:
             event = stored.pop()
             try:
                 self._restore(fed, event.body["agents"])
+                fed.clock.restore(event.body.get("clock"))
                 return load_safetensors(self._blobs.get(event.body["method"])), event.round
             except DamagedError as error:
                 self._watch("damaged", {"arm": arm, "round": event.round, "cause": str(error)})
                 self._ledger.rewind(stored[-1].seq if stored else before_arm)
         self._restore(fed, self._checkpoints(START)[-1].body["agents"])
+        fed.clock.restore(None)
         return method.init(fed), 0
 
     def _complete_round(self, fed: Federation, state: State, last: bool) -> None:
@@ -137,7 +140,8 @@ class Experiment:
             self._evaluate(fed, "samples", self.config.evaluation.final)
         agents = self._checkpoint(fed)
         method = self._blobs.put(save_safetensors({name: np.asarray(array) for name, array in state.items()}))
-        self._append("checkpoint", "checkpoint", {"agents": agents, "method": method})
+        clock = {"clock": fed.clock.state} if fed.clock.state else {}
+        self._append("checkpoint", "checkpoint", {"agents": agents, "method": method, **clock})
         if last:
             self._append("checkpoint", "done", {})
         self._ledger.commit()
@@ -147,9 +151,7 @@ class Experiment:
     def _evaluate(
         self, fed: Federation, kind: Literal["scores", "samples"], evaluation: Evaluation | FinalEvaluation
     ) -> None:
-        graded = fed.gather(
-            {agent.name: agent.grade(evaluation.samples, evaluation.temperature) for agent in fed.agents}
-        )
+        graded = fed.gather({a.name: a.grade(evaluation.samples, evaluation.temperature) for a in fed.everyone})
         for name, scores in graded.items():
             if (len(scores.correct), scores.samples) != (self._problems[name], evaluation.samples):
                 cause = f"{len(scores.correct)} grades of {scores.samples} samples do not fit the test"
@@ -162,7 +164,7 @@ class Experiment:
     def _checkpoint(self, fed: Federation) -> dict[str, str]:
         """Every agent stores its state; a run cannot go on if one of them cannot."""
         keep = Texts(tuple(sorted(self._kept("agents"))))
-        refs = {agent.name: agent.checkpoint(keep) for agent in fed.agents}
+        refs = {agent.name: agent.checkpoint(keep) for agent in fed.everyone}
         digests = {}
         for name, ref in refs.items():
             try:
@@ -290,11 +292,5 @@ class Experiment:
             engine.close()
 
     def _heard(self, ref: Ref, done: Done) -> None:
-        body = {
-            "arm": self._arm,
-            "round": self._round,
-            "agent": ref.owner,
-            "verb": ref.verb,
-            "seconds": done.seconds[0],
-        }
-        self._watch("call", {**body, "failed": done.failure is not None})
+        body = {"arm": self._arm, "round": self._round, "agent": ref.owner, "verb": ref.verb}
+        self._watch("call", {**body, "seconds": done.seconds[0], "failed": done.failure is not None})

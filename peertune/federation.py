@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from peertune.clock import Clock
 from peertune.engines.base import Barrier, Engine, Entry, Ref, read_answer
 from peertune.errors import AgentError
 from peertune.ledger import COORDINATOR, EventKind
@@ -103,35 +104,73 @@ class RoundLog:
 
 
 class Federation:
-    """The agents of one run, over any engine."""
+    """The agents of one run, over any engine.
 
-    def __init__(self, engine: Engine, names: Sequence[str]) -> None:
+    `everyone`: all agents. `agents`: those that take part in this round; between rounds, all.
+    """
+
+    def __init__(self, engine: Engine, names: Sequence[str], clock: Clock | None = None) -> None:
         self._engine = engine
+        self.clock = clock or Clock(names)
         self._ids = itertools.count()
         self._log: list[
             Entry | int
         ] = []  # an int stands for the rows of the call of that id, which arrive at the barrier
         self.failed: set[str] = set()  # agents whose calls failed since the round began
-        self.agents = [AgentHandle(self, name) for name in names]
-        self._by_name = {agent.name: agent for agent in self.agents}
+        self.everyone = [AgentHandle(self, name) for name in names]
+        self.agents = self.everyone
+        self._by_name = {agent.name: agent for agent in self.everyone}
 
     def __getitem__(self, name: str) -> AgentHandle:
         return self._by_name[name]
 
+    @property
+    def now(self) -> float:
+        """Virtual time, in local optimiser steps; 0 in a run without `availability`."""
+        return self.clock.now
+
+    def free(self, name: str) -> float:
+        """The virtual time at which that agent will have done all it was asked so far."""
+        return self.clock.free(name)
+
+    def begin_round(self, t: int) -> None:
+        """From now to `end_round`, `agents` are those that take part in round `t`, and virtual time passes."""
+        self.agents = [self[name] for name in self.clock.begin(t)]
+
     def fetch(self, ref: Ref) -> Payload | None:
-        """Bring the answer of one call to the coordinator. Raises `AgentError` if the agent could not give it."""
+        """Bring the answer of one call to the coordinator. Raises `AgentError` if the agent could not give it, or not
+        before the deadline of the round.
+        """
+        if not self.clock.wait([ref]):
+            raise AgentError(ref.owner, ref.verb, "its answer had not come at the deadline of the round")
+        return self._fetch(ref)
+
+    def gather(self, refs: Mapping[Key, Ref]) -> dict[Key, Any]:
+        """Fetch several answers. A call that failed is left out and stands in the ledger as a failure; so is one that
+        has not come at the deadline of the round, which is nobody's failure.
+        """
+        came = self.clock.wait(list(refs.values()))
+        return self._fetch_all({key: ref for key, ref in refs.items() if ref in came})
+
+    def reports(self, refs: Mapping[Key, Ref]) -> dict[Key, Any]:
+        """As `gather`, of the answers that a round is about: it closes at their quorum or at the deadline. Those that
+        come later are there too. They must not be used before `now` has reached the time when their agent is `free`.
+        """
+        self.clock.close_on([self.clock.finish(ref) for ref in refs.values()])
+        return self._fetch_all(refs)
+
+    def _fetch(self, ref: Ref) -> Payload | None:
         raw = self._engine.fetch(ref)
         payload = read_answer(ref, raw)
         if payload is not None:
             self.record("transfer", source=ref.owner, destination=COORDINATOR, payload=payload.kind, bytes=len(raw))
         return payload
 
-    def gather(self, refs: Mapping[Key, Ref]) -> dict[Key, Any]:
-        """Fetch several answers; a call that failed is left out and stands in the ledger as a failure."""
+    def _fetch_all(self, refs: Mapping[Key, Ref]) -> dict[Key, Any]:
         answers = {}
         for key, ref in refs.items():
             try:
-                answers[key] = self.fetch(ref)
+                answers[key] = self._fetch(ref)
             except AgentError as error:
                 self.failed.add(error.agent)
                 self.record("failure", agent=error.agent, verb=error.verb, cause=error.cause)
@@ -143,6 +182,9 @@ class Federation:
 
     def end_round(self) -> RoundLog:
         """Wait until every call has run, drop all Refs, and return what happened, in the order of the calls."""
+        if passed := self.clock.end():
+            self.record("clock", **passed)
+        self.agents = self.everyone
         barrier: Barrier = self._engine.end_round()
         self.failed.clear()
         rows = [
@@ -163,6 +205,7 @@ class Federation:
             self.record("transfer", source=COORDINATOR, destination=name, payload=payload.kind, bytes=len(raw))
             wire.append(raw)
         self._log.append(ref.id)
+        self.clock.charge(ref, args)
         self._engine.submit(ref, wire)
         return ref
 

@@ -18,9 +18,12 @@ _PARTS = {
 
 
 def identity(config: Config, agents: Sequence[Mapping[str, Any]], prompts: Sequence[str]) -> dict[str, Any]:
-    """The body of the run's first event. `engine` is no part of it: where a run runs changes nothing."""
+    """The body of the run's first event. `engine` is no part of it: where a run runs changes nothing. Neither is
+    `availability` where there is none.
+    """
+    left_out = {"engine"} if config.availability else {"engine", "availability"}
     body = {
-        "config": config.model_dump(mode="json", exclude={"engine"}),
+        "config": config.model_dump(mode="json", exclude=left_out),
         "agents": agents,
         "transfer": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         "version": importlib.metadata.version("peertune"),

@@ -25,7 +25,20 @@ COORDINATOR = "coordinator"
 SCHEMA_VERSION = 1
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 PATIENCE = 60.0  # seconds to wait for whoever else reads or writes the file
-EventKind = Literal["run", "transfer", "metric", "scores", "samples", "pair", "failure", "checkpoint", "done"]
+EventKind = Literal[
+    "run",
+    "transfer",
+    "metric",
+    "scores",
+    "samples",
+    "pair",
+    "late",  # the report of an exchange of an earlier round has come
+    "refused",  # a report that fits no exchange
+    "failure",
+    "clock",  # a round in virtual time
+    "checkpoint",
+    "done",
+]
 
 _SCHEMA = """
 CREATE TABLE events (

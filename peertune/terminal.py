@@ -89,6 +89,10 @@ class Progress:
         text = f"{body['arm']} {body['round']}: {body['agent']}.{body['verb']} failed: {body['cause']}"
         self._bars.console.print(escape(_printable(text)), style="yellow")
 
+    def _on_refused(self, body: dict[str, Any]) -> None:
+        text = f"{body['arm']} {body['round']}: a report of {body['agent']} was refused: {body['cause']}"
+        self._bars.console.print(escape(_printable(text)), style="yellow")
+
     def _on_damaged(self, body: dict[str, Any]) -> None:
         text = f"{body['arm']}: round {body['round']} cannot be restored and is made again: {body['cause']}"
         self._bars.console.print(escape(_printable(text)), style="yellow")

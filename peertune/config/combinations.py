@@ -1,6 +1,7 @@
 """Configurations that parse but cannot work: refused before anything is loaded, with the reason and the cure."""
 
 import importlib.util
+import json
 from typing import TYPE_CHECKING
 
 from peertune.partition import MIN_TRAIN, MIN_VALIDATION
@@ -24,7 +25,7 @@ TO = {"coordinator": "the coordinator", "agents": "other agents", "everyone": "t
 
 def check_combinations(config: "Config") -> None:
     """Raise `ValueError` naming the keys that do not fit each other."""
-    for check in (_names, _data, _partition, _methods, _unused, _evaluation):
+    for check in (_names, _data, _partition, _methods, _unused, _evaluation, _availability):
         check(config)
 
 
@@ -163,3 +164,21 @@ def _evaluation(config: "Config") -> None:
         raise ValueError(
             "evaluation: greedy decoding makes all samples the same; set `temperature` above 0 or `samples: 1`"
         )
+
+
+def _availability(config: "Config") -> None:
+    rules = config.availability
+    if rules is None:
+        return
+    if unknown := sorted(set(rules.present) - set(config.agent_names())):
+        raise ValueError(
+            f"availability.present: there is no agent {unknown[0]!r}; the agents are {', '.join(config.agent_names())}"
+        )
+    for name, stays in rules.present.items():
+        if not all(first <= min(last or first, config.rounds) for first, last in stays):
+            raise ValueError(
+                f"availability.present.{name}: expected [first, last] rounds of {config.rounds}, found "
+                f"{json.dumps(stays)}; null as the last round means the end"
+            )
+    if not rules.stragglers and rules.slowdown != type(rules).model_fields["slowdown"].default:
+        raise ValueError("availability.slowdown is not used, because nobody is slow; set `stragglers` or remove it")

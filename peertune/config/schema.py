@@ -197,6 +197,23 @@ class EngineConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+class AvailabilityConfig(Section):
+    """Who is there in a round, and how fast, in virtual time: units of one optimiser step of an ordinary agent.
+
+    `dropout`: probability that an agent misses a round. `stragglers`: share of the agents that need `slowdown` times as
+    long. A round closes when a `quorum` of its receivers have reported, or `deadline` units after it began; what comes
+    later is learnt from when it comes. `present`: the rounds that an agent takes part in, first and last; null is the
+    end, `{dana: [[1, 2], [5, null]]}` leaves and returns. All others are always there.
+    """
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    stragglers: Annotated[float, Field(ge=0, le=1)] = 0.0
+    slowdown: Annotated[float, Field(ge=1, le=1e6)] = 10.0
+    quorum: Annotated[float, Field(gt=0, le=1)] = 1.0
+    deadline: PositiveFloat | None = None
+    present: dict[str, tuple[tuple[PositiveInt, PositiveInt | None], ...]] = {}
+
+
 class Config(Section):
     """One run: the method, and the baselines that start from the same agents, data, seed and budget."""
 
@@ -212,6 +229,7 @@ class Config(Section):
     budget: BudgetConfig = BudgetConfig()
     evaluation: Evaluation = Evaluation()
     engine: EngineConfig = EngineConfig()
+    availability: AvailabilityConfig | None = None
     sandbox: Literal["bubblewrap", "unsafe"] = "bubblewrap"
 
     @model_validator(mode="after")

@@ -1,6 +1,6 @@
 """What the coordinator knows of agents' conduct from exchanges: who taught well, who did not. Scalars only."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -19,7 +19,7 @@ class Evidence:
     """
 
     def __init__(self, state: State, fed: Federation) -> None:
-        self._rows = {agent.name: row for row, agent in enumerate(fed.agents)}
+        self._rows = {agent.name: row for row, agent in enumerate(fed.everyone)}
         self._counts = _MEMORY * state["counts"]
 
     @staticmethod
@@ -45,7 +45,16 @@ class Evidence:
                 continue
             if not passed:
                 continue
-            share = sum(passed) / len(passed)
+            share = useful_share(passed)
             if order.receiver in gains and not gains[order.receiver].kept:
                 share /= 2
             self._counts[row] += (share, 1 - share)
+
+    def regret(self, source: str, share: float, age: int) -> None:
+        """A lesson noted `age` rounds ago, with this share of useful texts, was rolled back, as is known only now."""
+        self._counts[self._rows[source]] += _MEMORY**age * np.array([-share / 2, share / 2])
+
+
+def useful_share(passed: Sequence[int]) -> float:
+    """Of the texts of one order; 0 if nothing was ordered."""
+    return sum(passed) / len(passed) if passed else 0.0

@@ -17,7 +17,8 @@ from peertune.federation import Federation
 from peertune.matchmakers import Matchmaker, Pair, directed_pairs
 from peertune.matchmakers.router import Router
 from peertune.methods.base import State
-from peertune.methods.evidence import Evidence
+from peertune.methods.book import Book, Report
+from peertune.methods.evidence import Evidence, useful_share
 from peertune.methods.routing import audits, book, orders, rankings, read_board
 from peertune.methods.texts import Order, TextMethod, record_pairs
 from peertune.payloads import Claims
@@ -43,8 +44,8 @@ class Knexa(TextMethod):
         categories = len({problem.category for problem in (*self.run.transfer, *self.run.probe)})
         return _joined(
             matchmaker=self.matchmaker.init(self.run.seed),
-            router=self.router.init(len(fed.agents), categories, self.run.seed),
-            evidence=Evidence.init(len(fed.agents)),
+            router=self.router.init(len(fed.everyone), categories, self.run.seed),
+            evidence=Evidence.init(len(fed.everyone)),
         )
 
     def round(self, state: State, fed: Federation, t: int) -> State:
@@ -54,21 +55,38 @@ class Knexa(TextMethod):
 
     def _by_pair(self, state: State, fed: Federation, t: int) -> State:
         """The paper's: one source for all prompts of a receiver."""
-        policy, evidence = _part(state, "matchmaker"), Evidence(_part(state, "evidence"), fed)
+        evidence = Evidence(_part(state, "evidence"), fed)
+        exchanges = Book(_part(state, "book"), fed, t, self.reward_limit)
         profiles = fed.gather({agent.name: agent.profile() for agent in fed.agents})
         claims = self.draft_all(fed, self.transfer())
+        policy = self._learn_from(exchanges, _part(state, "matchmaker"), evidence)
         there = {name: profile for name, profile in profiles.items() if name in claims}
         pairs = self.matchmaker.match(policy, directed_pairs(there, evidence.trust()), self._most_pairs(fed))
         wanted = {pair: Order(pair.source, pair.receiver, self._useful(claims, pair)) for pair in pairs}
         pulled = self.pull(fed, list(wanted.values()))
-        gains = self.learn_all(fed, [pair.receiver for pair in pairs if wanted[pair] in pulled], t)
-        for pair in pairs:
-            if pair.receiver in gains:
-                reward = self.reward_for(gains[pair.receiver])
-                policy = self.matchmaker.update(policy, pair, reward)
-                record_pairs(fed, {wanted[pair]: pulled[wanted[pair]]}, gains[pair.receiver], reward, pair.predicted)
-        evidence.note(wanted.values(), pulled, gains, fed.failed)
-        return {**state, **_joined(matchmaker=policy, evidence=evidence.state)}
+        lessons = {pair: pulled[order] for pair, order in wanted.items() if order in pulled}
+        numbers = {pair: exchanges.agree(pair, useful_share(passed)) for pair, passed in lessons.items()}
+        gains, known = self.learn_all(fed, [pair.receiver for pair in lessons], t), {}
+        for pair, passed in lessons.items():
+            if gain := gains.get(pair.receiver):
+                report = Report(numbers[pair], pair.source, pair.receiver, self.reward_for(gain), gain.kept)
+                due = fed.free(pair.receiver)
+                if exchanges.take(report, due):
+                    record_pairs(fed, {wanted[pair]: passed}, gain, report.reward, pair.predicted)
+                    known |= {pair.receiver: gain} if due <= fed.now else {}
+        evidence.note(wanted.values(), pulled, known, fed.failed)
+        policy = self._learn_from(exchanges, policy, evidence)
+        parts = {"router": _part(state, "router"), "evidence": evidence.state, "book": exchanges.state}
+        return _joined(matchmaker=policy, **parts)
+
+    def _learn_from(self, exchanges: Book, policy: State, evidence: Evidence) -> State:
+        """The matchmaker's state after all reports that have come by now."""
+        for each in exchanges.come():
+            policy = self.matchmaker.update(policy, each.pair, each.reward)
+            age = exchanges.age(each)
+            if age and not each.kept:
+                evidence.regret(each.pair.source, each.share, age)
+        return policy
 
     def _by_prompt(self, state: State, fed: Federation, t: int) -> State:
         """A source for every prompt of every receiver."""
@@ -76,8 +94,9 @@ class Knexa(TextMethod):
         audited = self._audited(t)
         asked = (*self.transfer(), *audited)
         claims = self.draft_all(fed, asked)
-        board = read_board(self.run, [agent.name for agent in fed.agents], asked, claims, self.tested)
-        credit = book(self.router, credit, board, self.grade(fed, audits(board, audited, t)), known=True)
+        board = read_board(self.run, [agent.name for agent in fed.everyone], asked, claims, self.tested)
+        inspections = audits(board, audited, t, [agent.name for agent in fed.agents])
+        credit = book(self.router, credit, board, self.grade(fed, inspections), known=True)
         ranked, pulled = rankings(self.router, credit, board, list(claims)), {}
         for attempt in range(1 + self.retries):
             wanted = orders(board, ranked, pulled, attempt)

@@ -42,12 +42,15 @@ def read_board(run: Run, names: list[str], asked: Sequence[int], claims: Mapping
     return Board(names, len(run.transfer), Claimed(surprise, bins, offered, settled), categories, testable)
 
 
-def audits(board: Board, audited: Sequence[int], t: int) -> list[Order]:
-    """Who grades whose answers to these problems: everybody has an auditor, another one in every round."""
-    count, orders = len(board.names), []
-    for row, source in enumerate(board.names):
+def audits(board: Board, audited: Sequence[int], t: int, present: Sequence[str] | None = None) -> list[Order]:
+    """Who grades whose answers to these problems: everybody has an auditor, another one in every round. `present`: who
+    takes part in the round; all by default.
+    """
+    names, orders = board.names if present is None else present, []
+    for place, source in enumerate(names if len(names) > 1 else ()):
+        row = board.names.index(source)
         offered = tuple(problem for problem in audited if board.claimed.offered[row, problem])
-        auditor = board.names[(row + 1 + (t - 1) % (count - 1)) % count]
+        auditor = names[(place + 1 + (t - 1) % (len(names) - 1)) % len(names)]
         if offered:
             orders.append(Order(source, auditor, offered))
     return orders

@@ -14,6 +14,7 @@ from annotated_types import Ge, Gt, Le
 from peertune.errors import MethodError
 from peertune.federation import NEVER, Federation
 from peertune.methods.base import Method, Run
+from peertune.methods.book import REWARD_LIMIT, implausible
 from peertune.payloads import Claims, Gain, Picks, Verdicts
 
 Fraction = Annotated[float, Ge(0), Le(1)]
@@ -91,10 +92,12 @@ class TextMethod(Method):
         return _verdicts(fed, "inspect", fed.gather(refs))
 
     def learn_all(self, fed: Federation, receivers: Iterable[str], t: int) -> dict[str, Gain]:
-        """Each receiver learns from all that it has accepted, beside its own data."""
+        """Each receiver learns from all that it has accepted, beside its own data. The round closes on their reports;
+        a gain is late if its receiver is not yet free then.
+        """
         steps, tolerance = self.run.budget.exchange_steps, NEVER if self.rollback is None else self.rollback
         weight = self.kd_weight_at(t)
-        return fed.gather({name: fed[name].learn(weight, steps, tolerance, self.keep_best) for name in receivers})
+        return fed.reports({name: fed[name].learn(weight, steps, tolerance, self.keep_best) for name in receivers})
 
     def reward_for(self, gain: Gain) -> float:
         """Eq. 3."""
@@ -105,7 +108,15 @@ class TextMethod(Method):
         """One event for each source of each receiver that learnt."""
         for name, gain in gains.items():
             mine = {order: passed for order, passed in pulled.items() if order.receiver == name}
-            record_pairs(fed, mine, gain, self.reward_for(gain))
+            if cause := implausible(self.reward_for(gain), self.reward_limit):
+                fed.record("refused", agent=name, exchange=None, cause=cause)
+            else:
+                record_pairs(fed, mine, gain, self.reward_for(gain))
+
+    @property
+    def reward_limit(self) -> float:
+        """Rewards beyond it, either way, are refused."""
+        return REWARD_LIMIT * max(1.0, self.gain_weight)
 
     def kd_weight_at(self, t: int) -> float:
         first, last = self.kd_weight
@@ -135,11 +146,14 @@ def _verdicts(fed: Federation, verb: str, found: Mapping[Order, Verdicts]) -> Pu
 
 
 def record_pairs(fed: Federation, pulled: Pulled, gain: Gain, reward: float, predicted: float = math.nan) -> None:
-    """One event for each source of a lesson; what it brought is the receiver's, of all its sources together."""
+    """One event for each source of a lesson; what it brought is the receiver's, of all its sources together. `due`:
+    the virtual time of a gain that comes after the round has closed.
+    """
     private, probe = gain.private, gain.probe
     measured = {"before": private.before, "after": private.after, "error": private.error}
     measured |= {"probe_before": probe.before, "probe_after": probe.after, "probe_error": probe.error} if probe else {}
     for order, passed in pulled.items():
+        due = fed.free(order.receiver)
         fed.record(
             "pair",
             source=order.source,
@@ -151,4 +165,5 @@ def record_pairs(fed: Federation, pulled: Pulled, gain: Gain, reward: float, pre
             kept=gain.kept,
             kilobytes=gain.kilobytes,
             **measured,
+            **({"due": due} if due > fed.now else {}),
         )

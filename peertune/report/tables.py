@@ -7,6 +7,7 @@ import numpy as np
 
 from peertune.ledger import COORDINATOR, Ledger
 from peertune.payloads import PAYLOADS
+from peertune.report.asynchrony import refused_table, rounds_table
 from peertune.report.reading import LINKS, START, Flow, Volume, arms, run_body, score_ks, traffic
 from peertune.report.results import metrics_table, results_table
 from peertune.report.table import ABSENT, Table
@@ -25,6 +26,8 @@ def result_tables(ledger: Ledger) -> list[Table]:
         pairs_table(ledger),
         traffic_table(ledger),
         failures_table(ledger),
+        refused_table(ledger),
+        rounds_table(ledger),
         *(results_table(ledger, k) for k in ks),
     ]
     return [table for table in tables if table.rows]
