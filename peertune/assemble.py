@@ -31,6 +31,7 @@ from peertune.lm.model import LanguageModel
 from peertune.lm.settings import AdapterSettings, TrainingSettings
 from peertune.lm.source import fingerprint
 from peertune.partition import PARTITIONS, deal, hold_out
+from peertune.payloads import Weights
 from peertune.profiles import AgentRecord, category_histogram, static_features
 from peertune.tasks.answers import ORDER, Answers
 from peertune.tasks.base import CODE_TASKS, Example, Task
@@ -181,6 +182,7 @@ def _facts(
         "name": agent.name,
         "model": config.model,
         "fingerprint": fingerprint(config.model),
+        "adapter": _kind_of_adapter(config.model, agent.adapter()),
         "family": lm.family,
         "parameters": lm.parameters,
         "trainable": sum(parameter.numel() for parameter in lm.trainable(agent.name).values()),
@@ -193,6 +195,12 @@ def _facts(
         "histogram": list(category_histogram((example.category for example in train), task.categories)),
         "preview": render_example(agent.first_row, lm.tokenizer),
     }
+
+
+def _kind_of_adapter(model: str, adapter: Weights) -> str:
+    """Equal for agents that could take each other's adapter: one base, and the same arrays by name and shape."""
+    shapes = sorted((name, array.shape) for name, array in adapter.tensors.items())
+    return hashlib.sha256(msgspec.json.encode([fingerprint(model), shapes])).hexdigest()[:16]
 
 
 def _digest(examples: Sequence[Example]) -> str:

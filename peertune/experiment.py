@@ -241,6 +241,7 @@ class Experiment:
         facts = sorted(engine.facts, key=lambda facts: self.config.agent_names().index(facts["name"]))
         previews = {each["name"]: each.pop("preview", "") for each in facts}
         isolation = sorted({each.pop("isolation", "") for each in facts} - {""})
+        self._adapters = {each["name"]: each["adapter"] for each in facts}
         for config in self.config.arms().values():
             self._method(config).check(facts)
         self._problems = {each["name"]: each["test"] for each in facts}
@@ -265,7 +266,7 @@ class Experiment:
     def _method(self, config: MethodConfig) -> Method:
         budget = Budget(self.config.budget.local_steps, self.config.budget.exchange_steps)
         transfer, probe = (tuple(Public(each.category, bool(each.public)) for each in split) for split in self._public)
-        run = Run(self.config.rounds, self.config.seed, budget, transfer, probe)
+        run = Run(self.config.rounds, self.config.seed, budget, transfer, probe, self._adapters)
         fields = {name: getattr(config, name) for name in type(config).model_fields if name != "type"}
         for key, kinds in (("matchmaker", MATCHMAKERS), ("router", ROUTERS)):
             if key in fields:

@@ -121,6 +121,10 @@ def _pairing(config: "Config", name: str, method: "MethodConfig") -> None:
     most = len(config.agents) // (2 if method.matchmaker.max_students == 1 else 1)
     if method.max_pairs and method.max_pairs > most:
         raise ValueError(f"{name}: max_pairs is {method.max_pairs}, but {len(config.agents)} agents form {most} pairs")
+    if method.protocols != ("text",) and method.route != "set":
+        raise ValueError(f"{name}: `protocols` are chosen with pairs, and `route: prompt` makes none; set `route: set`")
+    if "adapter" in method.protocols:
+        _released(config, f"{name} (protocols: adapter)", {"weights": "agents"})
     if method.matchmaker.type == "hetero_greedy" and config.task.type == "mbpp" and not config.agents[0].data:
         raise ValueError(f"{name}: hetero_greedy compares categories, task 'mbpp' has one; use another matchmaker")
 

@@ -39,7 +39,7 @@ def prior_mean() -> np.ndarray:
         "root_distance": 1.0,
         "complementarity": 1.0,
         "score_lead_room": 1.0,
-        "claimed_lead": 1.0,
+        "claimed_lead": 3.0,
         "trust": 1.0,
         "never_met": 0.3,
     }

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ class Run:
     """What the run gives to every method: its length, seed, budget, and the public problems that all agents hold.
 
     `transfer`: to learn from each other's answers (the paper's X_u). `probe`: to measure with; answers are known.
-    Problems are numbered, those of `transfer` first.
+    Problems are numbered, those of `transfer` first. `adapters`: of each agent, equal for those of one base and shape.
     """
 
     rounds: int
@@ -43,6 +43,7 @@ class Run:
     budget: Budget
     transfer: tuple[Public, ...]
     probe: tuple[Public, ...] = ()
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
 
 class Method(ABC):

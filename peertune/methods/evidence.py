@@ -1,13 +1,12 @@
 """What the coordinator knows of agents' conduct from exchanges: who taught well, who did not. Scalars only."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 import numpy as np
 
 from peertune.federation import Federation
 from peertune.methods.base import State
 from peertune.methods.texts import Order, Pulled
-from peertune.payloads import Gain
 
 _MEMORY = 0.9  # what the evidence of one round weighs in the next
 _GOOD, _BAD = 0, 1
@@ -35,23 +34,17 @@ class Evidence:
         good, bad = self._counts[:, _GOOD] + 1, self._counts[:, _BAD] + 1
         return {name: float(good[row] / (good[row] + bad[row])) for name, row in self._rows.items()}
 
-    def note(self, orders: Iterable[Order], pulled: Pulled, gains: Mapping[str, Gain], failed: Iterable[str]) -> None:
-        """Each order with texts counts once: by the share that was of use, halved if the lesson was rolled back."""
-        blamed = set(failed)
+    def note(self, orders: Iterable[Order], pulled: Pulled, failed: Set[str]) -> None:
+        """Each order with texts counts once: by the share that was of use; by nothing but bad if its source failed."""
         for order in orders:
             row, passed = self._rows[order.source], pulled.get(order)
             if passed is None:
-                self._counts[row, _BAD] += order.source in blamed
-                continue
-            if not passed:
-                continue
-            share = useful_share(passed)
-            if order.receiver in gains and not gains[order.receiver].kept:
-                share /= 2
-            self._counts[row] += (share, 1 - share)
+                self._counts[row, _BAD] += order.source in failed
+            elif passed:
+                self._counts[row] += (useful_share(passed), 1 - useful_share(passed))
 
     def regret(self, source: str, share: float, age: int) -> None:
-        """A lesson noted `age` rounds ago, with this share of useful texts, was rolled back, as is known only now."""
+        """A lesson noted `age` rounds ago, with this share of useful texts, was rolled back: it counts half."""
         self._counts[self._rows[source]] += _MEMORY**age * np.array([-share / 2, share / 2])
 
 

@@ -7,19 +7,20 @@ prompt, from scalars. The coordinator receives numbers, never a text. docs/metho
 the paper, and with what effect.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
 from peertune.federation import Federation
-from peertune.matchmakers import Matchmaker, Pair, directed_pairs
+from peertune.matchmakers import Matchmaker, Pair
+from peertune.matchmakers.candidates import candidate_pairs, with_leads
 from peertune.matchmakers.router import Router
 from peertune.methods.base import State
 from peertune.methods.book import Book, Report
 from peertune.methods.evidence import Evidence, useful_share
-from peertune.methods.routing import audits, book, orders, rankings, read_board
+from peertune.methods.routing import Board, audits, book, leads, lost, orders, rankings, read_board
 from peertune.methods.texts import Order, TextMethod, record_pairs
 from peertune.payloads import Claims
 
@@ -29,13 +30,16 @@ class Knexa(TextMethod):
     """Agents learn from each other's text, matched by what is learned from their gains.
 
     `route`: a source for every prompt (`router` decides), or one for all prompts of a pair (`matchmaker` decides).
-    `max_pairs`: K_p, half the agents by default. `retries`: further sources that a receiver asks when a text fails the
-    tests. `audit`: public probe problems that are graded by a peer, in round 1 and wherever texts cannot be tested.
+    `protocols`: how a pair may exchange, which the matchmaker chooses with the pair: by texts, or by the adapter, where
+    both have the same base. `max_pairs`: K_p, half the agents by default. `retries`: further sources that a receiver
+    asks when a text fails the tests. `audit`: public probe problems that are graded by a peer, in round 1 and wherever
+    texts cannot be tested.
     """
 
     matchmaker: Matchmaker
     router: Router = Router()
     route: Literal["prompt", "set"] = "prompt"
+    protocols: tuple[Literal["text", "adapter"], ...] = ("text",)
     max_pairs: Annotated[int, Gt(0)] | None = None
     retries: Annotated[int, Ge(0)] = 1
     audit: Annotated[int, Ge(0)] = 24
@@ -58,57 +62,95 @@ class Knexa(TextMethod):
         evidence = Evidence(_part(state, "evidence"), fed)
         exchanges = Book(_part(state, "book"), fed, t, self.reward_limit)
         profiles = fed.gather({agent.name: agent.profile() for agent in fed.agents})
-        claims = self.draft_all(fed, self.transfer())
+        credit, claims, board = self._board(_part(state, "router"), fed, t, audit=self.matchmaker.reads_leads)
         policy = self._learn_from(exchanges, _part(state, "matchmaker"), evidence)
         there = {name: profile for name, profile in profiles.items() if name in claims}
-        pairs = self.matchmaker.match(policy, directed_pairs(there, evidence.trust()), self._most_pairs(fed))
+        gained, protocols = self.matchmaker.gained(policy), self._protocols(there)
+        candidates = candidate_pairs(there, evidence.trust(), protocols, seed=self.run.seed, gained=gained)
+        if self.matchmaker.reads_leads:
+            candidates = with_leads(candidates, leads(self.router, credit, board))
+        pairs = self.matchmaker.match(policy, candidates, self.max_pairs or len(fed.agents) // 2)
+        lessons = self._exchange(fed, pairs, claims, evidence)
+        self._report(fed, exchanges, lessons, evidence, t)
+        policy = self._learn_from(exchanges, policy, evidence)
+        parts = {"router": credit, "evidence": evidence.state, "book": exchanges.state}
+        return _joined(matchmaker=policy, **parts)
+
+    def _exchange(
+        self, fed: Federation, pairs: Sequence[Pair], claims: Mapping[str, Claims], evidence: Evidence
+    ) -> dict[Pair, tuple[Order, tuple[int, ...]]]:
+        """What arrived for each pair, by text or adapter: the order, and for each of its problems if it was of use."""
         wanted = {pair: Order(pair.source, pair.receiver, self._useful(claims, pair)) for pair in pairs}
-        pulled = self.pull(fed, list(wanted.values()))
-        lessons = {pair: pulled[order] for pair, order in wanted.items() if order in pulled}
-        numbers = {pair: exchanges.agree(pair, useful_share(passed)) for pair, passed in lessons.items()}
-        gains, known = self.learn_all(fed, [pair.receiver for pair in lessons], t), {}
-        for pair, passed in lessons.items():
+        texts = [order for pair, order in wanted.items() if pair.protocol == "text"]
+        adapters = [pair for pair in pairs if pair.protocol == "adapter"]
+        pulled = self.pull(fed, texts)
+        blended = fed.gather({pair: fed[pair.receiver].blend(fed[pair.source].adapter()) for pair in adapters})
+        evidence.note(texts, pulled, fed.failed)
+        arrived = {pair: (order, pulled[order]) for pair, order in wanted.items() if order in pulled}
+        return arrived | {pair: (Order(pair.source, pair.receiver, ()), ()) for pair in blended}
+
+    def _report(
+        self,
+        fed: Federation,
+        exchanges: Book,
+        lessons: Mapping[Pair, tuple[Order, tuple[int, ...]]],
+        evidence: Evidence,
+        t: int,
+    ) -> None:
+        """Receivers learn and report; a report is booked for the time when its receiver is done."""
+        numbers = {pair: exchanges.agree(pair, useful_share(passed)) for pair, (_, passed) in lessons.items()}
+        gains = self.learn_all(fed, [pair.receiver for pair in lessons], t)
+        for pair, (order, passed) in lessons.items():
             if gain := gains.get(pair.receiver):
                 report = Report(numbers[pair], pair.source, pair.receiver, self.reward_for(gain), gain.kept)
-                due = fed.free(pair.receiver)
-                if exchanges.take(report, due):
-                    record_pairs(fed, {wanted[pair]: passed}, gain, report.reward, pair.predicted)
-                    known |= {pair.receiver: gain} if due <= fed.now else {}
-        evidence.note(wanted.values(), pulled, known, fed.failed)
-        policy = self._learn_from(exchanges, policy, evidence)
-        parts = {"router": _part(state, "router"), "evidence": evidence.state, "book": exchanges.state}
-        return _joined(matchmaker=policy, **parts)
+                if exchanges.take(report, fed.free(pair.receiver)):
+                    record_pairs(fed, {order: passed}, gain, report.reward, pair)
 
     def _learn_from(self, exchanges: Book, policy: State, evidence: Evidence) -> State:
         """The matchmaker's state after all reports that have come by now."""
-        for each in exchanges.come():
-            policy = self.matchmaker.update(policy, each.pair, each.reward)
-            age = exchanges.age(each)
-            if age and not each.kept:
-                evidence.regret(each.pair.source, each.share, age)
-        return policy
+        come = exchanges.come()
+        for each in come:
+            if not each.kept:
+                evidence.regret(each.pair.source, each.share, exchanges.age(each))
+        return self.matchmaker.update_all(policy, [(each.pair, each.reward) for each in come])
 
     def _by_prompt(self, state: State, fed: Federation, t: int) -> State:
         """A source for every prompt of every receiver."""
-        credit, evidence = self.router.next_round(_part(state, "router")), Evidence(_part(state, "evidence"), fed)
-        audited = self._audited(t)
-        asked = (*self.transfer(), *audited)
-        claims = self.draft_all(fed, asked)
-        board = read_board(self.run, [agent.name for agent in fed.everyone], asked, claims, self.tested)
-        inspections = audits(board, audited, t, [agent.name for agent in fed.agents])
-        credit = book(self.router, credit, board, self.grade(fed, inspections), known=True)
+        evidence = Evidence(_part(state, "evidence"), fed)
+        credit, claims, board = self._board(_part(state, "router"), fed, t, audit=True)
         ranked, pulled = rankings(self.router, credit, board, list(claims)), {}
         for attempt in range(1 + self.retries):
             wanted = orders(board, ranked, pulled, attempt)
             found = self.pull(fed, wanted)
-            credit = book(self.router, credit, board, found)
-            evidence.note(wanted, found, {}, fed.failed)
+            credit = book(self.router, credit, board, found | lost(wanted, found, fed.failed))
+            evidence.note(wanted, found, fed.failed)
             pulled |= found
-        self.record_lessons(fed, pulled, self.learn_all(fed, claims, t))
+        gains = self.learn_all(fed, claims, t)
+        for order, passed in pulled.items():
+            if order.receiver in gains and not gains[order.receiver].kept:
+                evidence.regret(order.source, useful_share(passed), age=0)
+        self.record_lessons(fed, pulled, gains)
         return {**state, **_joined(router=credit, evidence=evidence.state)}
 
-    def _most_pairs(self, fed: Federation) -> int:
-        return self.max_pairs or len(fed.agents) // 2
+    def _board(self, credit: State, fed: Federation, t: int, audit: bool) -> tuple[State, dict[str, Claims], Board]:
+        """Everybody drafts; what they claim, and the credit of it after this round's audit."""
+        audited = self._audited(t) if audit else ()
+        asked = (*self.transfer(), *audited)
+        claims = self.draft_all(fed, asked)
+        board = read_board(self.run, [agent.name for agent in fed.everyone], asked, claims, self.tested)
+        graded = self.grade(fed, audits(board, audited, t, [agent.name for agent in fed.agents]))
+        return book(self.router, self.router.next_round(credit), board, graded, known=True), claims, board
+
+    def _protocols(self, profiles: Iterable[str]) -> dict[tuple[str, str], tuple[str, ...]]:
+        """How each pair may exchange: texts always, adapters between agents of one base and one shape of adapter."""
+        names, kind = list(profiles), self.run.adapters
+        return {
+            (one, other): tuple(
+                protocol for protocol in self.protocols if protocol == "text" or kind.get(one) == kind.get(other)
+            )
+            for one in names
+            for other in names
+        }
 
     def _useful(self, claims: Mapping[str, Claims], pair: Pair) -> tuple[int, ...]:
         """What the source offers and the receiver still needs."""

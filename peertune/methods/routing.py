@@ -1,7 +1,7 @@
 """One round of routing: all claims on one board, orders read off it, and what the orders brought booked as credit."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +67,24 @@ def book(router: Router, credit: State, board: Board, found: Pulled, known: bool
         cells = (board.categories[chosen], board.claimed.bins[row, chosen])
         credit = router.observe(credit, row, cells, np.array(passed, float)[counted])
     return credit
+
+
+def leads(router: Router, credit: State, board: Board) -> dict[tuple[str, str], float]:
+    """For each (source, receiver) the share of prompts that the source is expected to have right and the receiver not:
+    by the credit of their claims; a receiver that needs no text for a prompt has it right.
+    """
+    claimed, prompts = board.claimed, slice(0, board.transfer)
+    rows, bins = np.arange(len(board.names))[:, None], claimed.bins[:, prompts]
+    likely = router.credit(credit)[rows, board.categories[None, prompts], bins]
+    offer, have = likely * claimed.offered[:, prompts], np.maximum(likely, claimed.settled[:, prompts])
+    lead = np.maximum(0.0, offer[:, None] - have[None]).mean(2)  # [source, receiver]
+    names = board.names
+    return {(one, other): float(lead[i, j]) for i, one in enumerate(names) for j, other in enumerate(names)}
+
+
+def lost(wanted: Sequence[Order], found: Pulled, failed: Set[str]) -> Pulled:
+    """Orders that brought nothing because their source failed: as if all their texts were wrong."""
+    return {order: (0,) * len(order.problems) for order in wanted if order not in found and order.source in failed}
 
 
 def rankings(router: Router, credit: State, board: Board, receivers: Sequence[str]) -> dict[str, np.ndarray]:

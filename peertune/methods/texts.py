@@ -13,9 +13,10 @@ from annotated_types import Ge, Gt, Le
 
 from peertune.errors import MethodError
 from peertune.federation import NEVER, Federation
+from peertune.matchmakers import Pair
 from peertune.methods.base import Method, Run
 from peertune.methods.book import REWARD_LIMIT, implausible
-from peertune.payloads import Claims, Gain, Picks, Verdicts
+from peertune.payloads import Change, Claims, Gain, Picks, Verdicts
 
 Fraction = Annotated[float, Ge(0), Le(1)]
 
@@ -145,25 +146,32 @@ def _verdicts(fed: Federation, verb: str, found: Mapping[Order, Verdicts]) -> Pu
     }
 
 
-def record_pairs(fed: Federation, pulled: Pulled, gain: Gain, reward: float, predicted: float = math.nan) -> None:
-    """One event for each source of a lesson; what it brought is the receiver's, of all its sources together. `due`:
-    the virtual time of a gain that comes after the round has closed.
+def record_pairs(fed: Federation, pulled: Pulled, gain: Gain, reward: float, pair: Pair | None = None) -> None:
+    """One event for each source of a lesson; what it brought is the receiver's, of all its sources together. `pair`:
+    what was agreed, where a matchmaker made pairs. `due`: the virtual time of a gain that comes after the round closed.
     """
-    private, probe = gain.private, gain.probe
-    measured = {"before": private.before, "after": private.after, "error": private.error}
-    measured |= {"probe_before": probe.before, "probe_after": probe.after, "probe_error": probe.error} if probe else {}
+    measured = {**_measured("", gain.private), **(_measured("probe_", gain.probe) if gain.probe else {})}
+    agreed = {"predicted": pair.predicted if pair and math.isfinite(pair.predicted) else None}
     for order, passed in pulled.items():
         due = fed.free(order.receiver)
         fed.record(
             "pair",
             source=order.source,
             receiver=order.receiver,
+            protocol=pair.protocol if pair else "text",
             texts=len(passed),
             useful=sum(passed),
-            predicted=None if math.isnan(predicted) else predicted,
             reward=reward,
             kept=gain.kept,
             kilobytes=gain.kilobytes,
+            **agreed,
             **measured,
             **({"due": due} if due > fed.now else {}),
         )
+
+
+def _measured(prefix: str, change: Change) -> dict[str, float | None]:
+    """Losses before and after, the standard error of the difference, and how many of it the difference is."""
+    signal = (change.before - change.after) / change.error if change.error else None
+    named = {"before": change.before, "after": change.after, "error": change.error, "signal_to_noise": signal}
+    return {prefix + name: value for name, value in named.items()}
