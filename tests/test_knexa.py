@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load, save
-from sums import PROBE, TRANSFER, WRONG, Direct, make_agent, plant, right, run_of
+from sums import PROBE, TRANSFER, WRONG, Direct, call, make_agent, plant, right, run_of
 from tiny import make_tiny_model
 
 from peertune.agent import Agent
@@ -441,3 +441,33 @@ def test_what_cannot_be_is_refused(names: int, transfer: int, message: str) -> N
     method = Knexa(run=replace(run, transfer=run.transfer[:transfer]), matchmaker=LinUCB())
     with pytest.raises(MethodError, match=message):
         method.check([{}] * names)
+
+
+# Protocols
+
+
+def with_bases(group: Group, bases: str) -> Group:
+    group.method = replace(group.method, run=replace(group.method.run, adapters=dict(zip("abcd", bases, strict=True))))
+    for agent in group.agents.values():
+        agent._release["weights"] = "agents"
+    return group
+
+
+def test_a_pair_may_exchange_its_adapter(build: Build) -> None:
+    group = with_bases(build(route="set", protocols=("adapter",), matchmaker=Uniform()), "xxxx")
+    before = {name: call(agent, "adapter").tensors for name, agent in group.agents.items()}
+    log = group.play()
+    rows = bodies(log, "pair")
+    assert len(rows) == 2 and {(row["protocol"], row["texts"]) for row in rows} == {("adapter", 0)}
+    assert moved(log, "weights") == [(row["source"], row["receiver"]) for row in rows] and not moved(log, "texts")
+    size = sum(array.nbytes for array in before["a"].values())
+    assert all(row["kilobytes"] == size / 1000 for row in rows)
+
+
+def test_adapters_go_between_equal_bases_only(build: Build) -> None:
+    group = with_bases(build(route="set", protocols=("adapter",), matchmaker=Uniform(), max_pairs=1), "xyzx")
+    for _ in range(4):
+        (row,) = bodies(group.play(), "pair")
+        assert {row["source"], row["receiver"]} == {"a", "d"}
+    group = with_bases(build(route="set", protocols=("text", "adapter"), matchmaker=Uniform(), folder="two"), "wxyz")
+    assert {row["protocol"] for row in bodies(group.play(), "pair")} == {"text"}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from peertune.matchmakers.router import TESTED, Router
 from peertune.methods import Budget, Run
 from peertune.methods.base import Public
-from peertune.methods.routing import Board, audits, book, orders, rankings, read_board
+from peertune.methods.routing import Board, audits, book, leads, lost, orders, rankings, read_board
 from peertune.methods.texts import Order, Pulled
 from peertune.payloads import Claims
 
@@ -169,3 +169,23 @@ def test_rankings_are_of_transfer_problems_only(board: Board) -> None:
     router = Router(explore=False)
     ranked = rankings(router, router.init(4, 3, 0), board, ["a", "c"])
     assert set(ranked) == {"a", "c"} and ranked["a"].shape == (3, 4)
+
+
+# Leads
+
+
+def test_leads_by_hand() -> None:
+    """Without evidence a text that is said to pass the tests is right with .9, one of bin 3 with .8, of bin 0 with .05."""
+    claims = {"a": Claims((0, 0, 0), (1, 1, 1), (0, 0, 0)), "b": Claims((0, 0, 500), (0, 1, 1), (0, 1, 0))}
+    board = read_board(RUN, ["a", "b"], (0, 1, 2), claims, tested=True)
+    router = Router()
+    found = leads(router, router.init(2, 3, 0), board)
+    # b withholds its text for prompt 0, which has tests, so it is wrong; for prompt 1 it needs none; 2 has no tests
+    assert found["a", "b"] == pytest.approx((0.9 + 0 + 0.75) / 3)
+    assert found["b", "a"] == pytest.approx(0.0)
+    assert found["a", "a"] == 0.0
+
+
+def test_orders_of_a_source_that_failed_count_as_wrong() -> None:
+    wanted = [Order("a", "b", (0, 1)), Order("c", "b", (2,)), Order("d", "b", (2,))]
+    assert lost(wanted, {wanted[1]: (1,)}, {"a"}) == {wanted[0]: (0, 0)}

@@ -76,7 +76,9 @@ def leads(router: Router, credit: State, board: Board) -> dict[tuple[str, str], 
     claimed, prompts = board.claimed, slice(0, board.transfer)
     rows, bins = np.arange(len(board.names))[:, None], claimed.bins[:, prompts]
     likely = router.credit(credit)[rows, board.categories[None, prompts], bins]
-    offer, have = likely * claimed.offered[:, prompts], np.maximum(likely, claimed.settled[:, prompts])
+    offered = claimed.offered[:, prompts]
+    own = np.where(board.testable[prompts] & ~offered, 0.0, likely)  # withheld, so it failed the tests
+    offer, have = likely * offered, np.maximum(own, claimed.settled[:, prompts])
     lead = np.maximum(0.0, offer[:, None] - have[None]).mean(2)  # [source, receiver]
     names = board.names
     return {(one, other): float(lead[i, j]) for i, one in enumerate(names) for j, other in enumerate(names)}
