@@ -97,7 +97,7 @@ def make_task(config: TaskConfig, seed: int, sandbox: Sandbox | None) -> Task:
             sizes = {"train": config.train, "validation": config.validation, "transfer": config.transfer}
             return Codelets(seed, **sizes, probe=config.probe, test=config.test, sandbox=sandbox)
         case MBPPTask():
-            return MBPP(config.path, sandbox)
+            return MBPP(config.path, sandbox, public=config.transfer if isinstance(config.transfer, int) else 0)
         case HumanEvalTask():
             return HumanEval(config.path, sandbox)
         case RecordsTask():
@@ -114,6 +114,8 @@ def public_examples(config: Config) -> tuple[list[Example], list[Example]]:
     if isinstance(task, CodeletsTask | AnswersTask):
         made = make_task(task, config.seed, None)
         return made.examples("transfer"), made.examples("probe")
+    if isinstance(task.transfer, int):
+        return make_task(task, config.seed, None).examples("transfer"), []
     return (read_examples(task.transfer, completions=False) if task.transfer else []), []
 
 

@@ -35,7 +35,7 @@ def _places(config: Config) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         yield "task.path", task.path, KINDS
     if isinstance(task, RecordsTask):
         yield "task.test", task.test, KINDS
-    if isinstance(task, MBPPTask | HumanEvalTask | RecordsTask) and task.transfer:
+    if isinstance(task, MBPPTask | HumanEvalTask | RecordsTask) and isinstance(task.transfer, str):
         yield "task.transfer", task.transfer, KINDS
     for number, agent in enumerate(config.agents):
         yield f"agents.{number}.model", agent.model, ()

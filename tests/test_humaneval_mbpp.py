@@ -144,6 +144,16 @@ def test_two_asserts_of_a_transfer_problem_are_public_and_count_no_more(tmp_path
     assert two.public == () and len(two.tests) == 2  # one must be left to grade with
 
 
+def test_train_problems_can_be_public_instead(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.jsonl", *[TWICE | {"task_id": number} for number in (1, 601, 602, 603)])
+    task = MBPP(path, None, public=2)
+    assert [example.key for example in task.examples("transfer")] == ["MBPP/601", "MBPP/602"]
+    assert [len(example.public) for example in task.examples("transfer")] == [2, 2]
+    assert [example.key for example in task.examples("train")] == ["MBPP/603"]
+    with pytest.raises(ConfigError, match="MBPP has 373 training problems, 373 cannot be public"):
+        MBPP(path, None, public=373)
+
+
 @needs_bubblewrap
 def test_public_tests_and_the_grade_judge_apart(sandbox: Sandbox, tmp_path: Path) -> None:
     task = MBPP(write(tmp_path / "m.jsonl", TWICE | {"task_id": 1}), sandbox)

@@ -175,7 +175,7 @@ def test_rankings_are_of_transfer_problems_only(board: Board) -> None:
 
 
 def test_leads_by_hand() -> None:
-    """Without evidence a text that is said to pass the tests is right with .9, one of bin 3 with .8, of bin 0 with .05."""
+    """A text that is said to pass the tests is right with .9, of bin 3 with .8, of bin 0 with .05."""
     claims = {"a": Claims((0, 0, 0), (1, 1, 1), (0, 0, 0)), "b": Claims((0, 0, 500), (0, 1, 1), (0, 1, 0))}
     board = read_board(RUN, ["a", "b"], (0, 1, 2), claims, tested=True)
     router = Router()

@@ -48,11 +48,13 @@ class CodeletsTask(Typed):
 
 
 class MBPPTask(Typed):
-    """Mostly Basic Python Problems, from a file or the hub; the train split is dealt to the agents."""
+    """Mostly Basic Python Problems, from a file or the hub; the train split is dealt to the agents. `transfer`: so many
+    problems of it are public instead, with two of their tests; or a file of prompts.
+    """
 
     type: Literal["mbpp"] = "mbpp"
     path: str = "google-research-datasets/mbpp"
-    transfer: str | None = None
+    transfer: PositiveInt | str | None = None
     partition: PartitionConfig = {"type": "iid"}
 
 

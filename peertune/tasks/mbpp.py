@@ -28,23 +28,29 @@ STOPS = ('\n"""', "\nassert", "\nprint", "\nif", "\n```", "\n<|")  # where an an
 
 @final
 class MBPP(Task):
-    """`path`: mbpp.jsonl, sanitized-mbpp.json or google-research-datasets/mbpp. `timeout`: seconds a text."""
+    """`path`: mbpp.jsonl, sanitized-mbpp.json or google-research-datasets/mbpp. `public`: so many problems of the train
+    split are `transfer` instead of the ten few-shot ones. `timeout`: seconds a text.
+    """
 
     name = "mbpp"
     categories = ("code",)
 
-    def __init__(self, path: str | Path, sandbox: Sandbox | None, timeout: float = 3.0) -> None:
+    def __init__(self, path: str | Path, sandbox: Sandbox | None, public: int = 0, timeout: float = 3.0) -> None:
         rows = read_rows(path, ("code",))
         self._sandbox, self._timeout = sandbox, timeout
+        train = IDS["train"]
+        if public >= len(train):
+            raise ConfigError(f"MBPP has {len(train)} training problems, {public} cannot be public; lower `transfer`")
+        self._ids = {**IDS, "train": train[public:], "transfer": train[:public] if public else IDS["transfer"]}
         try:
             self._examples = {int(row["task_id"]): _example(row) for row in rows}
         except (LookupError, TypeError, ValueError, SyntaxError) as error:
             raise ConfigError(f"{path}: not a row of MBPP ({type(error).__name__}: {error})") from error
 
     def examples(self, split: Split) -> list[Example]:
-        if split not in IDS:
-            raise ConfigError(f"MBPP has no {split} split; it has {', '.join(IDS)}")
-        found = [self._examples[number] for number in IDS[split] if number in self._examples]
+        if split not in self._ids:
+            raise ConfigError(f"MBPP has no {split} split; it has {', '.join(self._ids)}")
+        found = [self._examples[number] for number in self._ids[split] if number in self._examples]
         return [with_public_tests(example) for example in found] if split == "transfer" else found
 
     def clean(self, text: str) -> str:
