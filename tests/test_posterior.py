@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from peertune.matchmakers import Pairwise, posterior
-from peertune.matchmakers.base import State
+from peertune.matchmakers.base import Pair, State
 from peertune.matchmakers.candidates import candidate_pairs
+from peertune.matchmakers.features import NAMES
 from peertune.matchmakers.posterior import Prior, _Dense, _Sparse
 from peertune.payloads import Profile
 
@@ -22,7 +23,7 @@ def state() -> State:
     return state
 
 
-PRIOR = Prior(np.full(31, 0.1), 0.5, 4.0)
+PRIOR = Prior(np.full(len(NAMES), 0.1), 0.5, 4.0)
 
 
 def test_the_mean_is_the_same(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,3 +50,21 @@ def test_nothing_is_known_at_first() -> None:
     empty = Pairwise().init(0)
     mean, _ = posterior.posterior(empty, PRIOR, 1.0, np.random.default_rng(0))
     np.testing.assert_array_equal(mean.features, PRIOR.mean)
+
+
+@pytest.mark.parametrize("dense", [200, 0])
+def test_forgotten_pairs_leave_a_precision_that_can_be_drawn_from(dense: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of 200 agents meet once only, and the prior is too weak to make up for what is forgotten."""
+    policy, random = Pairwise(half_life=5.0, side_ridge=0.02), np.random.default_rng(0)
+    profiles, state = random.uniform(0, 1, (200, 32)), policy.init(0)
+    for _ in range(40):
+        order = random.permutation(200)
+        met = [
+            Pair(f"a{one}", f"a{other}", np.append(profiles[one], profiles[other]))
+            for one, other in zip(order[::2], order[1::2], strict=True)
+        ]
+        state = policy.update_all(state, [(pair, float(random.normal())) for pair in met])
+    monkeypatch.setattr(posterior, "_DENSE", dense)
+    mean, draw = posterior.posterior(state, Prior(np.zeros(len(NAMES)), 0.05, 0.02), 0.1, random)
+    assert np.isfinite(mean.sides).all() and np.isfinite(draw.sides).all()
+    assert np.abs(draw.sides).max() < 10

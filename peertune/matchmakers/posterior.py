@@ -54,6 +54,16 @@ def posterior(
     return mean, Coefficients(mean.features + reach * error.features, mean.sides + reach * error.sides)
 
 
+def _diagonal(state: State, prior: Prior) -> np.ndarray:
+    """The precision of each agent's effect as a source and as a receiver, [agents * 2]. What a forgotten pair has shown
+    is missing between its two effects, and so counts once more here: without it the whole might not be definite.
+    """
+    evidence, agents = state["sides"][..., 0], len(state["agents"])
+    known = [np.bincount(rows, state["history"][:, TOGETHER], agents) for rows in met_pairs(state)]
+    forgotten = np.maximum(0.0, evidence - np.column_stack(known))
+    return (evidence + forgotten).ravel() + prior.side_ridge
+
+
 class _Dense:
     """The whole precision as one matrix: features, then source and receiver effects of each agent in turn."""
 
@@ -61,7 +71,7 @@ class _Dense:
         self._features = features = len(prior.mean)
         sides = state["sides"].reshape(-1, features)
         sources, receivers = met_pairs(state)
-        shared = np.diag(sides[:, 0] + prior.side_ridge)
+        shared = np.diag(_diagonal(state, prior))
         shared[2 * sources, 2 * receivers + 1] = state["history"][:, TOGETHER]
         shared[2 * receivers + 1, 2 * sources] = state["history"][:, TOGETHER]
         own = state["precision"] + prior.ridge * np.eye(features)
@@ -94,7 +104,7 @@ class _Sparse:
         self._met = csr_array((state["history"][:, TOGETHER], receivers, starts), shape=(agents, agents))
         self._back = self._met.T.tocsr()
         self._ridge = prior.side_ridge
-        self._diagonal = self._sides[:, 0] + prior.side_ridge
+        self._diagonal = _diagonal(state, prior)
 
     def solve(self, moment: np.ndarray, side_moment: np.ndarray) -> Coefficients:
         """The coefficients of which these are the precision's products."""
