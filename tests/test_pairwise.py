@@ -142,7 +142,7 @@ def test_learns_each_sides_worth_and_abstains() -> None:
     rewards = {("a", "b"): 0.5, ("a", "c"): 0.5, ("d", "b"): -0.5, ("d", "c"): -0.5}
     state = taught(policy, policy.init(0), rewards, 5)
     only_d = [pair for pair in alike("bcd") if pair.source == "d"]
-    assert len(only_d) == 2 and len(policy.match(state, only_d, 2)) == 1
+    assert len(only_d) == 2 and len(policy.match(state, only_d, 2)) == 1 and policy.match(state, only_d, 0) == []
     (chosen,) = policy.match(state, [pair for pair in alike("abcd") if pair.source in "ad"], 1)
     assert chosen.source == "a" and chosen.predicted == pytest.approx(0.5, abs=0.15)
 

@@ -64,7 +64,7 @@ class Pairwise(Matchmaker):
         return {"seed": np.array([seed]), **no_evidence(len(NAMES))}
 
     def match(self, state: State, candidates: Sequence[Pair], k: int) -> list[Pair]:
-        if not len(candidates):
+        if not len(candidates) or k < 1:
             return []
         pairs = Candidates.of(candidates)
         state = knowing(state, pairs.identities)
