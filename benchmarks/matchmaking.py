@@ -8,7 +8,7 @@ share of that among all pairs, beside as many random candidates and a k-d tree o
 pair first reaches of the exact matching among the same candidates. Gains: `SkillEnvironment`.
 
 The floor, an agent and round, with 16 candidates: 12 kFLOP to compare it with the 255 others of its block, 3 kFLOP for
-31 features and two scores of each candidate; 16 x (64 + 31) x 8 B = 12 kB written and read about three times, and 1 kB
+32 features and two scores of each candidate; 16 x (64 + 32) x 8 B = 12 kB written and read about three times, and 1 kB
 of state. For 100 000 agents 1.5 GFLOP (0.08 s at 20 GFLOP/s) and 4 GB (0.4 s at 10 GB/s): memory is the bound.
 """
 
