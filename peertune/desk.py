@@ -83,11 +83,12 @@ class Desk:
         return Texts(tuple(draft.text if draft and draft.offered(self.threshold) else "" for draft in drafts))
 
     def accept(self, record: AgentRecord, which: Picks, texts: Texts, tested: bool) -> Verdicts:
-        """Keep texts as lessons; those of problems with public tests only if they pass, if `tested`."""
+        """Keep of texts what counts as lessons; of problems with public tests only if it passes, if `tested`."""
         self.pulled += sum(len(text.encode()) for text in texts.items)
-        verified = self._public.verify(self._public.of(which, texts), texts.items, tested)
-        useful = [bool(text.strip()) and one is not False for text, one in zip(texts.items, verified, strict=True)]
-        arrived = zip(which.items, texts.items, verified, strict=True)
+        cleaned = [self._task.clean(text) for text in texts.items]  # no test sees the rest, which may be anything
+        verified = self._public.verify(self._public.of(which, texts), cleaned, tested)
+        useful = [bool(text.strip()) and one is not False for text, one in zip(cleaned, verified, strict=True)]
+        arrived = zip(which.items, cleaned, verified, strict=True)
         for problem, text, passed in compress(arrived, useful):
             if self._public.teaches(problem):
                 add_lesson(record.lessons, problem, Lesson(text, verified=bool(passed)))

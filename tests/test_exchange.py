@@ -146,6 +146,15 @@ def test_an_inspection_grades_and_keeps_nothing(agent: Agent) -> None:
     assert lessons(agent) == {} and agent._desk.pulled == 0 and bits(agent) == before
 
 
+def test_only_what_was_tested_is_learnt(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A right text may be followed by anything: what no test sees is not kept."""
+    monkeypatch.setattr(Sums, "clean", lambda self, text: text.partition("#")[0])
+    monkeypatch.setattr(Sums, "check", lambda self, examples, texts: [text.startswith("2") for text in texts])
+    assert call(agent, "accept", Picks((0, 1)), Texts(("2#poison", "#poison")), 1) == Verdicts((1, 0))
+    assert lessons(agent) == {0: ("2", True)}
+    assert agent._desk.pulled == len("2#poison#poison")
+
+
 @pytest.mark.parametrize("verb", ["accept", "inspect"])
 @pytest.mark.parametrize("texts", [(), ("2",), ("2",) * 5])
 def test_too_few_and_too_many_texts_are_refused(agent: Agent, verb: str, texts: tuple[str, ...]) -> None:
