@@ -1,5 +1,6 @@
 """KNEXA-FL, round by round, on true agents with planted texts: who learns what from whom, and what is known of it."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from peertune.matchmakers import LinUCB, Uniform
 from peertune.matchmakers.router import Router
 from peertune.methods import Knexa
 from peertune.methods.base import State
-from peertune.payloads import Claims, Receipt, Texts, Verdicts
+from peertune.payloads import Change, Claims, Gain, Receipt, Texts, Verdicts, Weights
 from peertune.profiles import AgentRecord
 
 # what each can: a the first, b the second, c the third; d nothing at all; nobody the fourth
@@ -356,16 +357,14 @@ def test_an_answer_of_the_wrong_size_costs_its_exchange(build: Build, route: Any
     group = build(route=route, tested=False, keep_best=False)
     broken(group.agents["b"], verb, answer)
     log = group.play()
-    if verb == "share":  # whoever got them cannot use them
-        assert {call for _, call in failures(log)} <= {"accept", "inspect"}
-    else:
-        assert failures(log) <= {("b", verb)}
+    assert failures(log) <= {("b", verb)}
     assert {row["receiver"] for row in bodies(log, "pair")} - {"b"}
 
 
-def test_a_source_that_fails_is_trusted_less(build: Build) -> None:
+@pytest.mark.parametrize("answer", [RuntimeError(), Texts(("x",) * 99)])
+def test_a_source_that_fails_is_trusted_less(build: Build, answer: Any) -> None:
     group = build(tested=False)
-    broken(group.agents["b"], "share", RuntimeError())
+    broken(group.agents["b"], "share", answer)
     group.play()
     good, bad = group.state["evidence/counts"].T
     assert good[1] == 0 and bad[1] > 0
@@ -387,6 +386,29 @@ def test_retries_bound_the_sources_of_a_prompt(build: Build, retries: int, known
     group = build(skills, LIAR, router=Router(explore=False, floor=0.0), retries=retries, audit=0)
     group.play()
     assert group.lessons()["a"] == known
+
+
+@pytest.mark.parametrize("route", ["set", "prompt"])
+def test_a_gain_whose_error_is_next_to_nothing_can_be_recorded(build: Build, route: Any) -> None:
+    """1e9 / 1e-310 is beyond what a number can hold, and the ledger holds numbers only."""
+    group = build(route=route, tested=False)
+    gain = Gain(Change(1e9, 0.0, 1e-310), Change(1.0, 0.5, 0.1), 0.0, True)
+    for agent in group.agents.values():
+        broken(agent, "learn", gain)
+    rows = bodies(group.play(), "pair")
+    assert rows and json.dumps(rows, allow_nan=False)
+    assert {(row["signal_to_noise"], row["probe_signal_to_noise"]) for row in rows} == {(None, 5.0)}
+
+
+def test_an_adapter_that_fits_nobody_costs_its_source_trust(build: Build) -> None:
+    group = with_bases(build(route="set", protocols=("adapter",), matchmaker=Uniform()), "xxxx")
+    for agent in group.agents.values():
+        broken(agent, "adapter", Weights({"x": np.zeros(1, np.float32)}, 1))
+    log = group.play()
+    sources = {source for source, _ in moved(log, "weights")}
+    assert failures(log) == {(source, "adapter") for source in sources}
+    good, bad = group.state["evidence/counts"].T
+    assert good.sum() == 0 and {name for name, count in zip("abcd", bad, strict=True) if count} == sources
 
 
 def test_agents_that_all_fail_leave_a_round_without_exchanges(build: Build) -> None:

@@ -156,7 +156,7 @@ class Host:
         rows: list[Entry] = []
         failure = None
         try:
-            answer = agent.call(ref.verb, self._resolve_all(ref, args, rows))
+            answer = self._call(ref, args, self._resolve_all(ref, args, rows))
             self._answers[ref.id] = b"" if answer is None else _encoded(answer)
         except AgentError as error:  # an argument's owner failed, or refused to release it
             failure = error
@@ -188,6 +188,16 @@ class Host:
     def clear(self) -> None:
         """Drop all answers."""
         self._answers.clear()
+
+    def _call(self, ref: Ref, args: Sequence[Argument], values: list[Payload]) -> Payload | None:
+        """What another agent sent and this one cannot use is its sender's failure, not the receiver's."""
+        try:
+            return self.agents[ref.owner].call(ref.verb, values)
+        except PayloadError as error:
+            sent = next((arg.ref for arg in args if arg.ref and arg.ref.owner != ref.owner), None)
+            if sent is None:
+                raise
+            raise AgentError(sent.owner, sent.verb, f"{ref.owner} cannot use its answer: {error}") from None
 
     def _metrics(self, agent: Resident) -> list[Entry]:
         """What the agent noted of itself, if it lets the coordinator have it. Nothing but named, finite numbers."""

@@ -85,7 +85,7 @@ class Knexa(TextMethod):
         adapters = [pair for pair in pairs if pair.protocol == "adapter"]
         pulled = self.pull(fed, texts)
         blended = fed.gather({pair: fed[pair.receiver].blend(fed[pair.source].adapter()) for pair in adapters})
-        evidence.note(texts, pulled, fed.failed)
+        evidence.note(wanted.values(), pulled, fed.failed)  # of an adapter it is known only that it did not come
         arrived = {pair: (order, pulled[order]) for pair, order in wanted.items() if order in pulled}
         return arrived | {pair: (Order(pair.source, pair.receiver, ()), ()) for pair in blended}
 

@@ -171,7 +171,10 @@ def record_pairs(fed: Federation, pulled: Pulled, gain: Gain, reward: float, pai
 
 
 def _measured(prefix: str, change: Change) -> dict[str, float | None]:
-    """Losses before and after, the standard error of the difference, and how many of it the difference is."""
-    signal = (change.before - change.after) / change.error if change.error else None
-    named = {"before": change.before, "after": change.after, "error": change.error, "signal_to_noise": signal}
+    """Losses before and after, the standard error of the difference, and how many of it the difference is: None if
+    that is no number.
+    """
+    signal = (change.before - change.after) / change.error if change.error else math.inf
+    named: dict[str, float | None] = {"before": change.before, "after": change.after, "error": change.error}
+    named["signal_to_noise"] = signal if math.isfinite(signal) else None
     return {prefix + name: value for name, value in named.items()}
