@@ -338,6 +338,18 @@ def test_page_says_what_was_run_and_what_it_does_not_show(run: Path) -> None:
     assert "gpu none, python 3.11.9" in text
 
 
+def test_page_shows_virtual_time_and_refused_reports(run: Path) -> None:
+    ledger = Ledger.open(run / "ledger.sqlite")
+    facts = {"start": 0.0, "end": 32.5, "absent": {"cleo": "away"}, "missed": [], "busy": ["bela"]}
+    ledger.append("knexa", 2, "round", "clock", facts)
+    ledger.append("knexa", 2, "round", "refused", {"agent": "bela", "exchange": 7, "cause": "no exchange 7 is open"})
+    ledger.commit()
+    ledger.close()
+    text = Reader(write_report(run).read_text(encoding="utf-8")).text
+    for shown in ("Rounds in virtual time", "32.5", "1 away", "Refused reports", "no exchange 7 is open"):
+        assert shown in text
+
+
 def test_command_to_reproduce_reads_the_stored_configuration(tmp_path: Path) -> None:
     config = read_config(resolve_recipe("demo"))
     stored = tmp_path / "config.json"

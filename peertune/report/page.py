@@ -11,6 +11,7 @@ from typing import Any
 from peertune.errors import ConfigError, StorageError
 from peertune.ledger import COORDINATOR, Ledger
 from peertune.partition import skew
+from peertune.report.asynchrony import refused_table, rounds_table
 from peertune.report.markup import Drawn, definitions, escaped, gallery, grid, paragraph, section
 from peertune.report.pictures import draw_pictures
 from peertune.report.reading import (
@@ -71,6 +72,7 @@ def _write(folder: Path, drawn: Sequence[Drawn], page: str) -> None:
 
 
 def _page(ledger: Ledger, folder: Path, drawn: Sequence[Drawn]) -> str:
+    time = rounds_table(ledger)
     sections = [
         section("What was run", definitions(_what_was_run(ledger)), grid(agents_table(ledger))),
         section("Results", *_results(ledger)),
@@ -78,7 +80,8 @@ def _page(ledger: Ledger, folder: Path, drawn: Sequence[Drawn]) -> str:
         section("Who taught whom", *_exchanges(ledger, drawn)),
         section("Rewards predicted and realised", gallery(drawn, "rewards") or _NO_EXCHANGES),
         section("Bytes", gallery(drawn, "traffic"), grid(traffic_table(ledger)), grid(cost_table(ledger))),
-        section("Failures", grid(failures_table(ledger), titled=False) or paragraph("No call failed.", "note")),
+        section("Failures", *_failures(ledger)),
+        *([section(time.title, grid(time, titled=False))] if time.rows else []),
         section("What the coordinator received", paragraph(_seen(ledger)), grid(received_table(ledger), titled=False)),
         section("How to reproduce", *_reproduce(ledger, folder)),
     ]
@@ -205,6 +208,11 @@ def _exchanges(ledger: Ledger, drawn: Sequence[Drawn]) -> list[str]:
         gallery(drawn, "pairs"),
         f"<details><summary>All pairs as a table</summary>{grid(table, titled=False)}</details>",
     ]
+
+
+def _failures(ledger: Ledger) -> list[str]:
+    failed = grid(failures_table(ledger), titled=False) or paragraph("No call failed.", "note")
+    return [failed, grid(refused_table(ledger))]
 
 
 def _seen(ledger: Ledger) -> str:
