@@ -8,10 +8,14 @@ from types import ModuleType
 import numpy as np
 import pytest
 import yaml
+from pydantic import TypeAdapter
 from small import make_models, small_config
 
+from peertune.config import read_config, resolve_recipe
+from peertune.config.combinations import check_combinations
+from peertune.config.section import one_of
 from peertune.listing import listing
-from peertune.matchmakers import MATCHMAKERS, Pair
+from peertune.matchmakers import MATCHMAKERS, Matchmaker, Pair
 from peertune.methods import METHODS
 from peertune.profiles import SCORE
 
@@ -99,6 +103,15 @@ def test_the_matchmaker_of_the_extending_page_works() -> None:
     policy = module.BestSource()
     chosen = policy.match(policy.init(0), candidates, 1)
     assert [(pair.source, pair.receiver) for pair in chosen] == [("b", "a")]
+    assert _valid_in_a_configuration(module.BestSource)
+
+
+def _valid_in_a_configuration(policy: type[Matchmaker]) -> bool:
+    section = TypeAdapter(one_of({"best_source": policy})).validate_python("best_source")
+    config = read_config(resolve_recipe("demo"))
+    method = config.method.model_copy(update={"matchmaker": section, "route": "set", "max_pairs": 3})
+    check_combinations(config.model_copy(update={"method": method}))
+    return True
 
 
 def test_the_python_example_of_the_readme_runs(

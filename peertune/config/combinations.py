@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from peertune.matchmakers import Pairwise
 from peertune.partition import MIN_TRAIN, MIN_VALIDATION
 from peertune.tasks.codelets import Codelets
 from peertune.tasks.mbpp import MBPP
@@ -20,6 +22,7 @@ EXCHANGES: dict[str, dict[str, str]] = {  # methods whose agents learn from each
     "knexa": {"profile": "coordinator", **_SCALARS, "texts": "agents"},
     "central_text": {**_SCALARS, "texts": "everyone"},
 }
+_OF_PAIRS = {"protocols": ("text",), "max_pairs": None, "matchmaker": {"type": "pairwise", **asdict(Pairwise())}}
 TO = {"coordinator": "the coordinator", "agents": "other agents", "everyone": "the coordinator and other agents"}
 
 
@@ -118,11 +121,18 @@ def _exchange(config: "Config", name: str, method: "MethodConfig") -> None:
 
 
 def _pairing(config: "Config", name: str, method: "MethodConfig") -> None:
-    most = len(config.agents) // (2 if method.matchmaker.max_students == 1 else 1)
+    students = getattr(method.matchmaker, "max_students", 1)  # a policy without that field pairs two by two
+    most = len(config.agents) // (2 if students == 1 else 1)
     if method.max_pairs and method.max_pairs > most:
         raise ValueError(f"{name}: max_pairs is {method.max_pairs}, but {len(config.agents)} agents form {most} pairs")
-    if method.protocols != ("text",) and method.route != "set":
-        raise ValueError(f"{name}: `protocols` are chosen with pairs, and `route: prompt` makes none; set `route: set`")
+    if method.route == "prompt":
+        given = {
+            "protocols": method.protocols,
+            "max_pairs": method.max_pairs,
+            "matchmaker": method.matchmaker.model_dump(),
+        }
+        if unused := [key for key, usual in _OF_PAIRS.items() if given[key] != usual]:
+            raise ValueError(f"{name}: `{unused[0]}` is about pairs, and `route: prompt` makes none; set `route: set`")
     if "adapter" in method.protocols:
         _released(config, f"{name} (protocols: adapter)", {"weights": "agents"})
     if method.matchmaker.type == "hetero_greedy" and config.task.type == "mbpp" and not config.agents[0].data:
