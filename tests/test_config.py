@@ -213,18 +213,18 @@ def test_numbers_text_and_names(tmp_path: Path) -> None:
 
 
 def test_a_bare_name_is_a_type_with_its_defaults(tmp_path: Path) -> None:
-    bare = read(tmp_path, BASE + "baselines: {local: local, random: {type: knexa, matchmaker: uniform}}\n")
+    bare = read(tmp_path, BASE + "baselines: {local: local, random: {type: knexa, route: set, matchmaker: uniform}}\n")
     full = read(
         tmp_path,
         BASE.replace("task: codelets", "task: {type: codelets}").replace("method: knexa", "method: {type: knexa}")
-        + "baselines: {local: {type: local}, random: {type: knexa, matchmaker: {type: uniform}}}\n",
+        + "baselines: {local: {type: local}, random: {type: knexa, route: set, matchmaker: {type: uniform}}}\n",
     )
     assert bare == full
     assert list(bare.arms()) == ["local", "random", "knexa"]
 
 
 def test_anchors_and_merges_work_and_stay_apart(tmp_path: Path) -> None:
-    text = BASE + "baselines: {one: &one {type: knexa, max_pairs: 1}, two: *one, three: {<<: *one, temperature: 1.0}}\n"
+    text = BASE + "baselines: {one: &one {type: knexa, retries: 2}, two: *one, three: {<<: *one, temperature: 1.0}}\n"
     config = read(tmp_path, text, "baselines.two.temperature=2.0")
     assert [getattr(method, "temperature", None) for method in config.baselines.values()] == [0.0, 2.0, 1.0]
 
@@ -245,7 +245,7 @@ def test_a_config_survives_its_json(tmp_path: Path) -> None:
         ("training.learning_rate=5e-3", "training.learning_rate", 0.005),
         ("agents.1.model=other", "agents.1.model", "other"),
         ("method.kd_weight=[0.1, 0.3]", "method.kd_weight", (0.1, 0.3)),
-        ("method.matchmaker=uniform", "method.matchmaker.type", "uniform"),
+        ("method.router=beta", "method.router.type", "beta"),
         ("task.partition={type: dirichlet, alpha: 2.0}", "task.partition.alpha", 2.0),
         ("baselines.alone=local", "baselines.alone.type", "local"),
         ("engine.workers=0", "engine.workers", 0),
@@ -344,8 +344,12 @@ OWN = "data: {path: x.jsonl}"
         (["agents.0.release.profile=nobody"], "set its `release.profile: coordinator`"),
         (["method=local", "agents.0.release.receipt=nobody"], "every method needs receipt released to the coordinator"),
         (["method=local", "agents.0.release.scores=agents"], "set its `release.scores: coordinator`"),
-        (["task={type: mbpp, transfer: x.jsonl}", "method={type: knexa, matchmaker: hetero_greedy}"],
+        (["task={type: mbpp, transfer: x.jsonl}", "method={type: knexa, route: set, matchmaker: hetero_greedy}"],
          "knexa: hetero_greedy compares categories, task 'mbpp' has one; use another matchmaker"),
+        (["method={type: knexa, matchmaker: uniform}"],
+         "knexa: `matchmaker` is about pairs, and `route: prompt` makes none; set `route: set`"),
+        (["method={type: knexa, matchmaker: {type: pairwise, width: 1.0}}"], "knexa: `matchmaker` is about pairs"),
+        (["method={type: knexa, max_pairs: 1}"], "knexa: `max_pairs` is about pairs"),
         (["method=local", "task.transfer=24"],
          "task.transfer is not used, because here no agent answers prompts for another; remove it"),
         (["method=local", f"agents=[{{model: x, {OWN}}}]", "task={type: records, test: x, transfer: y}"],
@@ -374,10 +378,11 @@ def test_impossible_combinations(tmp_path: Path, changes: list[str], expected: s
         ["task={type: mbpp, transfer: prompts.jsonl}"],
         ["method=local", "task={type: mbpp, transfer: prompts.jsonl}", "baselines.random=knexa"],
         ["method=local", "task.transfer=96"],
+        ["method={type: knexa, matchmaker: pairwise}"],
         ["method=local", "task.transfer=0"],
         ["engine={workers: 0, deadline: 600.0}"],
         ["engine={workers: 1, deadline: 5.0}"],
-        ["task.partition=iid", "method={type: knexa, matchmaker: hetero_greedy}"],
+        ["task.partition=iid", "method={type: knexa, route: set, matchmaker: hetero_greedy}"],
         [f"agents=[{{model: x, {OWN}}}, {{model: y, {OWN}}}]", "task={type: humaneval, transfer: prompts.jsonl}"],
         ["evaluation={samples: 4, k: [1, 4], temperature: 0.8}"],
         [f"agents=[{', '.join(['{model: x}'] * 12)}]", "task.partition=by_category"],
