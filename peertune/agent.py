@@ -199,6 +199,7 @@ class Agent:
         kept = private.after <= private.before + tolerance
         if not kept:
             self._learner.trainer.load_state(start)
+            self._desk.undo(self._record)
         gain = Gain(private, public, self._desk.pulled / 1000, kept)
         self._desk.settle()
         self._record.learned(gain)

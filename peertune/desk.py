@@ -45,6 +45,7 @@ class Desk:
         self.threshold = 0.0  # of the drafts' surprise
         self.pulled = 0
         self.adapter: dict[str, torch.Tensor] = {}
+        self._replaced: dict[int, Lesson | None] = {}  # lessons before what was accepted since the last one
 
     def clear(self) -> None:
         """Forget the round."""
@@ -53,7 +54,15 @@ class Desk:
 
     def settle(self) -> None:
         """A lesson is over: what was sent for it has been used."""
-        self.pulled, self.adapter = 0, {}
+        self.pulled, self.adapter, self._replaced = 0, {}, {}
+
+    def undo(self, record: AgentRecord) -> None:
+        """The lesson did harm: what was accepted for it is forgotten."""
+        for problem, before in self._replaced.items():
+            if before is None:
+                record.lessons.pop(problem, None)
+            else:
+                record.lessons[problem] = before
 
     def take(self, adapter: Weights) -> None:
         """Keep another's adapter for the lesson. Raises `PayloadError` if it does not fit the agent's own."""
@@ -91,6 +100,7 @@ class Desk:
         arrived = zip(which.items, cleaned, verified, strict=True)
         for problem, text, passed in compress(arrived, useful):
             if self._public.teaches(problem):
+                self._replaced.setdefault(problem, record.lessons.get(problem))
                 add_lesson(record.lessons, problem, Lesson(text, verified=bool(passed)))
         return Verdicts(tuple(map(int, useful)))
 

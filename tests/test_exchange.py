@@ -349,3 +349,12 @@ def adapter_of(agent: Agent) -> dict[str, np.ndarray]:
 def test_an_adapter_of_other_shapes_is_refused(agent: Agent) -> None:
     with pytest.raises(PayloadError, match="missing"):
         call(agent, "blend", Weights({"x": np.zeros((2, 2), np.float32)}, 1))
+
+
+def test_texts_that_did_harm_are_forgotten_with_the_lesson(agent: Agent) -> None:
+    """What was there before comes back; without tests nothing else would ever replace them."""
+    call(agent, "accept", Picks((0, 1)), Texts(("kept", "kept")), 0)
+    assert call(agent, "learn", 0.5, 1, NEVER, 1).kept
+    call(agent, "accept", Picks((1, 2)), Texts(("poison", "poison")), 0)
+    assert not call(agent, "learn", 0.5, 1, -NEVER, 1).kept
+    assert {at: lesson.text for at, lesson in agent._record.lessons.items()} == {0: "kept", 1: "kept"}

@@ -433,3 +433,9 @@ def test_the_command_stops_at_ctrl_c(peertune: Command, folder: Path, monkeypatc
 def test_options_of_another_study_are_refused(peertune: Command) -> None:
     code, _, err = peertune("matchmaking", "--seeds", "2")
     assert (code, err) == (2, "peertune: the study matchmaking takes --quick and --to, and no configuration\n")
+
+
+def test_the_results_page_holds_the_tables_of_the_committed_summary() -> None:
+    root = Path(__file__).parent.parent / "docs"
+    summary = json.loads((root / "knexa" / "summary.json").read_text(encoding="utf-8"))
+    assert markdown(summary).strip() in (root / "results.md").read_text(encoding="utf-8")

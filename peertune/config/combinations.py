@@ -126,6 +126,7 @@ def _pairing(config: "Config", name: str, method: "MethodConfig") -> None:
     if method.max_pairs and method.max_pairs > most:
         raise ValueError(f"{name}: max_pairs is {method.max_pairs}, but {len(config.agents)} agents form {most} pairs")
     if method.route == "prompt":
+        _routable(config, name)
         given = {
             "protocols": method.protocols,
             "max_pairs": method.max_pairs,
@@ -137,6 +138,17 @@ def _pairing(config: "Config", name: str, method: "MethodConfig") -> None:
         _released(config, f"{name} (protocols: adapter)", {"weights": "agents"})
     if method.matchmaker.type == "hetero_greedy" and config.task.type == "mbpp" and not config.agents[0].data:
         raise ValueError(f"{name}: hetero_greedy compares categories, task 'mbpp' has one; use another matchmaker")
+
+
+def _routable(config: "Config", name: str) -> None:
+    """Routing learns whose texts are right: from public tests, or from audits on a probe."""
+    task = config.task
+    tested = task.type == "codelets" or (task.type == "mbpp" and isinstance(task.transfer, int))
+    if not tested and not getattr(task, "probe", 0):
+        raise ValueError(
+            f"{name}: `route: prompt` learns from public tests or a probe whose texts are right, and task "
+            f"{task.type!r} has neither here; set `route: set`"
+        )
 
 
 def _unused(config: "Config") -> None:

@@ -71,6 +71,7 @@ class Knexa(TextMethod):
             candidates = with_leads(candidates, leads(self.router, credit, board))
         pairs = self.matchmaker.match(policy, candidates, self.max_pairs or len(fed.agents) // 2)
         lessons = self._exchange(fed, pairs, claims, evidence)
+        credit = book(self.router, credit, board, {order: passed for order, passed in lessons.values() if passed})
         self._report(fed, exchanges, lessons, evidence, t)
         policy = self._learn_from(exchanges, policy, evidence)
         parts = {"router": credit, "evidence": evidence.state, "book": exchanges.state}
