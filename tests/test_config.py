@@ -357,7 +357,7 @@ OWN = "data: {path: x.jsonl}"
         (["engine={workers: 0, deadline: 5.0}"],
          "engine.deadline is not used, because `workers: 0` has no process to wait for; remove it"),
         (["task={type: mbpp, transfer: prompts.jsonl}"],
-         "knexa: `route: prompt` learns from public tests or a probe whose texts are right, and task 'mbpp' has neither"),
+         "`route: prompt` learns from public tests or a probe whose texts are right, and task 'mbpp' has neither here"),
         (["evaluation.k=[1, 4]"], "Pass@4 needs at least 4 samples, there are 1"),
         (["evaluation.samples=4"], "greedy decoding makes all samples the same; set `temperature` above 0"),
         ([f"agents=[{{model: x, {OWN}}}]", "task={type: records, test: x}", "method=local", "evaluation.codebleu=true"],
