@@ -127,8 +127,9 @@ class Knexa(TextMethod):
             evidence.note(wanted, found, fed.failed)
             pulled |= found
         gains = self.learn_all(fed, claims, t)
+        known = self.known(fed, gains)
         for order, passed in pulled.items():
-            if order.receiver in gains and not gains[order.receiver].kept:
+            if order.receiver in known and not known[order.receiver].kept:
                 evidence.regret(order.source, useful_share(passed), age=0)
         self.record_lessons(fed, pulled, gains)
         return {**state, **_joined(router=credit, evidence=evidence.state)}

@@ -105,6 +105,14 @@ class TextMethod(Method):
         change = gain.probe if self.reward == "probe" and gain.probe else gain.private
         return self.gain_weight * (change.before - change.after) - self.byte_weight * gain.kilobytes
 
+    def known(self, fed: Federation, gains: Mapping[str, Gain]) -> dict[str, Gain]:
+        """Those gains that have come by now and can be."""
+        return {
+            name: gain
+            for name, gain in gains.items()
+            if fed.free(name) <= fed.now and not implausible(self.reward_for(gain), self.reward_limit)
+        }
+
     def record_lessons(self, fed: Federation, pulled: Pulled, gains: Mapping[str, Gain]) -> None:
         """One event for each source of each receiver that learnt."""
         for name, gain in gains.items():
