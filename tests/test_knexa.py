@@ -22,7 +22,7 @@ from peertune.matchmakers import LinUCB, Uniform
 from peertune.matchmakers.router import Router
 from peertune.methods import Knexa
 from peertune.methods.base import State
-from peertune.payloads import Change, Claims, Gain, Receipt, Texts, Verdicts, Weights
+from peertune.payloads import Change, Claims, Gain, Profile, Receipt, Texts, Verdicts, Weights
 from peertune.profiles import AgentRecord
 
 # what each can: a the first, b the second, c the third; d nothing at all; nobody the fourth
@@ -493,3 +493,23 @@ def test_adapters_go_between_equal_bases_only(build: Build) -> None:
         assert {row["source"], row["receiver"]} == {"a", "d"}
     group = with_bases(build(route="set", protocols=("text", "adapter"), matchmaker=Uniform(), folder="two"), "wxyz")
     assert {row["protocol"] for row in bodies(group.play(), "pair")} == {"text"}
+
+
+@pytest.mark.parametrize(("rollback", "counts"), [(None, (1.0, 0.0)), (0.0, (0.5, 0.5))])
+def test_an_adapter_that_does_harm_costs_trust(
+    build: Build, monkeypatch: pytest.MonkeyPatch, rollback: float | None, counts: tuple[float, float]
+) -> None:
+    group = with_bases(build(route="set", protocols=("adapter",), matchmaker=Uniform(), rollback=rollback), "xxxx")
+    for agent in group.agents.values():
+        before, after = np.array([[1.0, 1.0]]), np.array([[2.0, 1.0]])
+        losses = iter([before, before, after, after])  # of validation and probe
+        monkeypatch.setattr(agent, "fit", lambda steps: None)
+        monkeypatch.setattr(agent, "profile", lambda agent=agent: Profile((0.0,) * 31 + (float(ord(agent.name)),)))
+        monkeypatch.setattr(agent, "draft", lambda which, *gates: Claims(*[(0,) * len(which.items)] * 3))
+        monkeypatch.setattr(agent._learner, "losses", lambda rows, losses=losses: next(losses))
+    rows = bodies(group.play(), "pair")
+    assert len(rows) == 2
+    for row in rows:
+        place = "abcd".index(row["source"])
+        assert row["kept"] is (rollback is None)
+        assert tuple(group.state["evidence/counts"][place]) == counts

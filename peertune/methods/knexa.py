@@ -86,7 +86,8 @@ class Knexa(TextMethod):
         adapters = [pair for pair in pairs if pair.protocol == "adapter"]
         pulled = self.pull(fed, texts)
         blended = fed.gather({pair: fed[pair.receiver].blend(fed[pair.source].adapter()) for pair in adapters})
-        evidence.note(wanted.values(), pulled, fed.failed)  # of an adapter it is known only that it did not come
+        came = {wanted[pair]: (1,) for pair in blended}  # an adapter counts like one text, good until it is undone
+        evidence.note(wanted.values(), pulled | came, fed.failed)
         arrived = {pair: (order, pulled[order]) for pair, order in wanted.items() if order in pulled}
         return arrived | {pair: (Order(pair.source, pair.receiver, ()), ()) for pair in blended}
 
@@ -99,7 +100,8 @@ class Knexa(TextMethod):
         t: int,
     ) -> None:
         """Receivers learn and report; a report is booked for the time when its receiver is done."""
-        numbers = {pair: exchanges.agree(pair, useful_share(passed)) for pair, (_, passed) in lessons.items()}
+        shares = {pair: useful_share(passed) if order.problems else 1.0 for pair, (order, passed) in lessons.items()}
+        numbers = {pair: exchanges.agree(pair, share) for pair, share in shares.items()}
         gains = self.learn_all(fed, [pair.receiver for pair in lessons], t)
         for pair, (order, passed) in lessons.items():
             if gain := gains.get(pair.receiver):
