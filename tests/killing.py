@@ -24,18 +24,24 @@ from peertune.ledger import Ledger
 from peertune.lm.model import LanguageModel
 
 
-def records(folder: Path, name: str, count: int) -> str:
-    path = folder / f"{name}.jsonl"
-    rows = [{"prompt": f"{name} {index}: say it", "completion": f" it is {index}"} for index in range(count)]
+def questions(folder: Path) -> str:
+    """A file of 40 questions in two categories."""
+    path = folder / "questions.jsonl"
+    rows = [
+        {"prompt": f"{name} {index}: say it", "completion": f" it is {index}", "category": name}
+        for name in ("one", "two")
+        for index in range(20)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
 
 def make_config(folder: Path, workers: int) -> Config:
-    """Two agents with records of their own, a warm start and two rounds."""
+    """Two agents, a warm start and two rounds with audits, texts and a probe."""
     models = make_models(folder / "models")
-    agents = [{"model": model, "data": {"path": records(folder, f"own-{name}", 8)}} for name, model in models.items()]
-    task = {"type": "records", "test": records(folder, "test", 2), "transfer": records(folder, "transfer", 2)}
+    sizes = {"train": 16, "validation": 8, "transfer": 2, "probe": 2, "test": 2, "partition": "iid"}
+    task = {"type": "answers", "path": questions(folder), **sizes}
+    agents = [{"model": model} for model in models.values()]
     evaluation = {"max_new_tokens": 4, "every": 2}
     LanguageModel.load(next(iter(models.values())), "cpu")  # what it imports, every child has
     engine = {"workers": workers}

@@ -56,7 +56,7 @@ def test_a_round_by_pairs_shows_profiles_claims_verdicts_and_gains(
 ) -> None:
     engine = toy.start(tmp_path, workers)
     fed = Federation(engine, toy.NAMES[:4])
-    method = Knexa(run=Run(3, 0, Budget(1, 1), TRANSFER, PROBE), matchmaker=matchmaker, route="set")
+    method = Knexa(run=Run(3, 0, Budget(1, 1), TRANSFER, PROBE), matchmaker=matchmaker, route="set", audit=0)
     state = method.init(fed)
     for t in (1, 2, 3):
         state = method.round(state, fed, t)
@@ -142,7 +142,7 @@ def test_the_coordinator_keeps_no_text(ledger: Ledger) -> None:
 def test_the_ledger_holds_numbers_and_names_but_no_text_of_agents(ledger: Ledger) -> None:
     """Every string in an event is one of the run's own words: a name, a kind, a digest, a piece of configuration."""
     names = {"a0", "a1", "a2", "a3", COORDINATOR}
-    words = names | {*METRICS, "test_loss"}
+    words = names | {*METRICS, "test_loss", "text"}  # text: the protocol
     kinds = {"texts", "number", "picks", "scores", "receipt"} | TOLD["set"]
     for event in ledger.events():
         if event.kind in ("transfer", "metric", "pair", "scores"):
