@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from peertune.matchmakers.candidates import candidate_pairs
 from peertune.matchmakers.router import TESTED, Router
 from peertune.methods import Budget, Run
 from peertune.methods.base import Public
-from peertune.methods.routing import Board, audits, book, leads, lost, orders, rankings, read_board
+from peertune.methods.routing import Board, audits, book, lost, orders, rankings, read_board, with_leads
 from peertune.methods.texts import Order, Pulled
-from peertune.payloads import Claims
+from peertune.payloads import PROFILE_SIZE, Claims, Profile
 
 NAMES = ["a", "b", "c", "d"]
 TRANSFER = (Public("x", True), Public("y", True), Public("x", False))
@@ -179,11 +180,10 @@ def test_leads_by_hand() -> None:
     claims = {"a": Claims((0, 0, 0), (1, 1, 1), (0, 0, 0)), "b": Claims((0, 0, 500), (0, 1, 1), (0, 1, 0))}
     board = read_board(RUN, ["a", "b"], (0, 1, 2), claims, tested=True)
     router = Router()
-    found = leads(router, router.init(2, 3, 0), board)
+    pairs = candidate_pairs({name: Profile((0.0,) * PROFILE_SIZE) for name in ("b", "a")})  # in another order
+    found = {(p.source, p.receiver): p.lead for p in with_leads(pairs, router, router.init(2, 3, 0), board)}
     # b withholds its text for prompt 0, which has tests, so it is wrong; for prompt 1 it needs none; 2 has no tests
-    assert found["a", "b"] == pytest.approx((0.9 + 0 + 0.75) / 3)
-    assert found["b", "a"] == pytest.approx(0.0)
-    assert found["a", "a"] == 0.0
+    assert found == {("a", "b"): pytest.approx((0.9 + 0 + 0.75) / 3), ("b", "a"): 0.0}
 
 
 def test_orders_of_a_source_that_failed_count_as_wrong() -> None:

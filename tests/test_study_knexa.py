@@ -439,3 +439,15 @@ def test_the_results_page_holds_the_tables_of_the_committed_summary() -> None:
     root = Path(__file__).parent.parent / "docs"
     summary = json.loads((root / "knexa" / "summary.json").read_text(encoding="utf-8"))
     assert markdown(summary).strip() in (root / "results.md").read_text(encoding="utf-8")
+
+
+def test_the_results_page_says_how_far_routing_leads_its_control_after_each_round() -> None:
+    root = Path(__file__).parent.parent / "docs"
+    scores: dict[tuple[str, int], list[float]] = {}
+    for record in json.loads((root / "knexa" / "summary.json").read_text(encoding="utf-8"))["records"]:
+        scores.setdefault((record["arm"], record["round"]), []).append(100 * record["benign"]["Pass@1"])
+    leads = [np.mean(scores["knexa", t]) - np.mean(scores["uniform_filtered", t]) for t in (2, 4, 6, 8)]
+    said = (
+        "4 and 6 rounds `knexa` is {:.1f}, {:.1f} and {:.1f} points above it, better with each of the 5 seeds; after 8"
+    )
+    assert f"{said.format(*leads[:3])} rounds {leads[3]:+.1f}" in (root / "results.md").read_text(encoding="utf-8")

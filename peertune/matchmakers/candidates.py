@@ -53,14 +53,6 @@ def candidate_pairs(
     return _by_protocol(every, sources, receivers, protocols)
 
 
-def with_leads(pairs: Candidates, leads: Mapping[tuple[str, str], float]) -> Candidates:
-    """The pairs with `Pair.lead` of (source, receiver); 0 where none is given."""
-    ends = zip(pairs.sources.tolist(), pairs.receivers.tolist(), strict=True)
-    return replace(
-        pairs, leads=np.array([leads.get((pairs.names[one], pairs.names[other]), 0.0) for one, other in ends])
-    )
-
-
 def _prefiltered(
     every: Candidates, random: np.random.Generator, limit: int, gained: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -15,12 +15,12 @@ from annotated_types import Ge, Gt
 
 from peertune.federation import Federation
 from peertune.matchmakers import Matchmaker, Pair
-from peertune.matchmakers.candidates import candidate_pairs, with_leads
+from peertune.matchmakers.candidates import candidate_pairs
 from peertune.matchmakers.router import Router
 from peertune.methods.base import State
 from peertune.methods.book import Book, Report
 from peertune.methods.evidence import Evidence, useful_share
-from peertune.methods.routing import Board, audits, book, leads, lost, orders, rankings, read_board
+from peertune.methods.routing import Board, audits, book, lost, orders, rankings, read_board, with_leads
 from peertune.methods.texts import Order, TextMethod, record_pairs
 from peertune.payloads import Claims
 
@@ -68,11 +68,11 @@ class Knexa(TextMethod):
         gained, protocols = self.matchmaker.gained(policy), self._protocols(there)
         candidates = candidate_pairs(there, evidence.trust(), protocols, seed=self.run.seed, gained=gained)
         if self.matchmaker.reads_leads:
-            candidates = with_leads(candidates, leads(self.router, credit, board))
+            candidates = with_leads(candidates, self.router, credit, board)
         pairs = self.matchmaker.match(policy, candidates, self.max_pairs or len(fed.agents) // 2)
         lessons = self._exchange(fed, pairs, claims, evidence)
         credit = book(self.router, credit, board, {order: passed for order, passed in lessons.values() if passed})
-        self._report(fed, exchanges, lessons, evidence, t)
+        self._report(fed, exchanges, lessons, t)
         policy = self._learn_from(exchanges, policy, evidence)
         parts = {"router": credit, "evidence": evidence.state, "book": exchanges.state}
         return _joined(matchmaker=policy, **parts)
@@ -92,15 +92,10 @@ class Knexa(TextMethod):
         return arrived | {pair: (Order(pair.source, pair.receiver, ()), ()) for pair in blended}
 
     def _report(
-        self,
-        fed: Federation,
-        exchanges: Book,
-        lessons: Mapping[Pair, tuple[Order, tuple[int, ...]]],
-        evidence: Evidence,
-        t: int,
+        self, fed: Federation, exchanges: Book, lessons: Mapping[Pair, tuple[Order, tuple[int, ...]]], t: int
     ) -> None:
         """Receivers learn and report; a report is booked for the time when its receiver is done."""
-        shares = {pair: useful_share(passed) if order.problems else 1.0 for pair, (order, passed) in lessons.items()}
+        shares = {p: 1.0 if p.protocol == "adapter" else useful_share(passed) for p, (_, passed) in lessons.items()}
         numbers = {pair: exchanges.agree(pair, share) for pair, share in shares.items()}
         gains = self.learn_all(fed, [pair.receiver for pair in lessons], t)
         for pair, (order, passed) in lessons.items():
@@ -145,8 +140,12 @@ class Knexa(TextMethod):
         graded = self.grade(fed, audits(board, audited, t, [agent.name for agent in fed.agents]))
         return book(self.router, self.router.next_round(credit), board, graded, known=True), claims, board
 
-    def _protocols(self, profiles: Iterable[str]) -> dict[tuple[str, str], tuple[str, ...]]:
-        """How each pair may exchange: texts always, adapters between agents of one base and one shape of adapter."""
+    def _protocols(self, profiles: Iterable[str]) -> dict[tuple[str, str], tuple[str, ...]] | None:
+        """How each pair may exchange: texts always, adapters between agents of one base and one shape of adapter. None
+        where texts are all there is: a large federation has no table of all pairs.
+        """
+        if self.protocols == ("text",):
+            return None
         names, kind = list(profiles), self.run.adapters
         return {
             (one, other): tuple(

@@ -2,15 +2,17 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from peertune.matchmakers.base import State
+from peertune.matchmakers.base import Candidates, State
 from peertune.matchmakers.router import Claimed, Router, category_numbers, confidence_bin
 from peertune.methods.base import Run
 from peertune.methods.texts import Order, Pulled
 from peertune.payloads import Claims
+
+_CHUNK = 2**14  # pairs whose prompts are held in memory at once
 
 
 @dataclass(frozen=True)
@@ -69,19 +71,24 @@ def book(router: Router, credit: State, board: Board, found: Pulled, known: bool
     return credit
 
 
-def leads(router: Router, credit: State, board: Board) -> dict[tuple[str, str], float]:
-    """For each (source, receiver) the share of prompts that the source is expected to have right and the receiver not:
+def with_leads(pairs: Candidates, router: Router, credit: State, board: Board) -> Candidates:
+    """The pairs with `Pair.lead`: the share of prompts that the source is expected to have right and the receiver not,
     by the credit of their claims; a receiver that needs no text for a prompt has it right.
     """
     claimed, prompts = board.claimed, slice(0, board.transfer)
-    rows, bins = np.arange(len(board.names))[:, None], claimed.bins[:, prompts]
-    likely = router.credit(credit)[rows, board.categories[None, prompts], bins]
+    agents, bins = np.arange(len(board.names))[:, None], claimed.bins[:, prompts]
+    likely = router.credit(credit)[agents, board.categories[None, prompts], bins]
     offered = claimed.offered[:, prompts]
     own = np.where(board.testable[prompts] & ~offered, 0.0, likely)  # withheld, so it failed the tests
     offer, have = likely * offered, np.maximum(own, claimed.settled[:, prompts])
-    lead = np.maximum(0.0, offer[:, None] - have[None]).mean(2)  # [source, receiver]
-    names = board.names
-    return {(one, other): float(lead[i, j]) for i, one in enumerate(names) for j, other in enumerate(names)}
+    place = {name: row for row, name in enumerate(board.names)}
+    rows = np.array([place[name] for name in pairs.names], dtype=np.int64)
+    found = np.empty(len(pairs))
+    for start in range(0, len(pairs), _CHUNK):
+        some = slice(start, start + _CHUNK)
+        sources, receivers = rows[pairs.sources[some]], rows[pairs.receivers[some]]
+        found[some] = np.maximum(0.0, offer[sources] - have[receivers]).mean(1)
+    return replace(pairs, leads=found)
 
 
 def lost(wanted: Sequence[Order], found: Pulled, failed: Set[str]) -> Pulled:
