@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from peertune.agent import Agent, AgentSettings
+from peertune.agent.desk import AgentData
+from peertune.agent.faults import Liar, shuffled
 from peertune.clock import Availability, Clock
 from peertune.config.schema import (
     AgentConfig,
@@ -22,10 +24,8 @@ from peertune.config.schema import (
     TaskConfig,
     Training,
 )
-from peertune.desk import AgentData
 from peertune.engines.base import Resident
 from peertune.errors import ConfigError
-from peertune.faults import Liar, shuffled
 from peertune.lm.encode import render_example
 from peertune.lm.model import LanguageModel
 from peertune.lm.settings import AdapterSettings, TrainingSettings

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
-from peertune.drafts import Lesson
 from peertune.payloads import PROFILE_SIZE, Gain, Profile
 
 STATIC, DYNAMIC, HISTOGRAM = slice(0, 8), slice(8, 20), slice(20, 32)
@@ -21,6 +20,13 @@ INVERSE_PERPLEXITY = 12  # of e^-loss, which is bounded
 BINS = HISTOGRAM.stop - HISTOGRAM.start
 FAMILIES = ("llama", "gpt2", "gpt_neox", "bloom")  # one-hot; others are the fifth
 _LLAMA_LIKE = {"llama", "qwen2", "qwen3", "mistral"}
+
+
+class Lesson(msgspec.Struct, frozen=True):
+    """A text for one public problem that the agent learns from."""
+
+    text: str
+    verified: bool
 
 
 class AgentRecord(msgspec.Struct):

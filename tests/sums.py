@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from peertune.agent import Agent, AgentSettings
+from peertune.agent.desk import AgentData
 from peertune.config.schema import Release
-from peertune.desk import AgentData
 from peertune.engines.base import Argument, Barrier, Engine, Entry, Host, Ref, Resident
 from peertune.ledger import COORDINATOR
 from peertune.lm.model import LanguageModel

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sums import PROBE, TRANSFER, WRONG, Sums
 
-from peertune.drafts import (
+from peertune.agent.drafts import (
     MOST_SURPRISE,
     Draft,
     Lesson,

@@ -10,10 +10,10 @@ from sums import PROBE, TRANSFER, WRONG, Sums, call, make_agent, plant, right, s
 from tiny import make_tiny_model
 
 from peertune.agent import Agent
+from peertune.agent.faults import Liar, shuffled
+from peertune.agent.learner import MOST_REPEATS
 from peertune.errors import PayloadError
-from peertune.faults import Liar, shuffled
 from peertune.federation import NEVER
-from peertune.learner import MOST_REPEATS
 from peertune.lm.model import LanguageModel
 from peertune.payloads import Change, Claims, Gain, Picks, Receipt, Texts, Verdicts, Weights
 

@@ -193,12 +193,12 @@ def test_a_lesson_from_several_sources_has_their_bytes_together(spy: Spy) -> Non
 def test_before_and_after_are_measured_on_the_same_fixed_items(
     models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import peertune.learner
+    import peertune.agent.learner
 
     measured: list[tuple] = []
-    original = peertune.learner.losses
+    original = peertune.agent.learner.losses
     monkeypatch.setattr(
-        peertune.learner,
+        peertune.agent.learner,
         "losses",
         lambda lm, adapter, rows: measured.append(tuple(row.ids for row in rows)) or original(lm, adapter, rows),
     )

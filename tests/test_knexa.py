@@ -13,8 +13,8 @@ from sums import PROBE, TRANSFER, WRONG, Direct, call, make_agent, plant, right,
 from tiny import make_tiny_model
 
 from peertune.agent import Agent
+from peertune.agent.faults import Liar
 from peertune.errors import MethodError
-from peertune.faults import Liar
 from peertune.federation import Federation, RoundLog
 from peertune.ledger import COORDINATOR
 from peertune.lm.model import LanguageModel

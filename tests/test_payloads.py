@@ -15,8 +15,6 @@ from hypothesis.extra import numpy as hnp
 
 from peertune.errors import PayloadError
 from peertune.payloads import (
-    MAX_HEADER_BYTES,
-    MAX_TENSORS,
     PAYLOADS,
     PROFILE_SIZE,
     Change,
@@ -37,6 +35,7 @@ from peertune.payloads import (
     encode,
     kind_of,
 )
+from peertune.payloads.arrays import MAX_HEADER_BYTES, MAX_TENSORS
 
 STRUCTURED_CASES, MUTATED_CASES = 2_000, 18_000
 

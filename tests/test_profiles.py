@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peertune.drafts import Lesson
 from peertune.payloads import PROFILE_SIZE, Change, Gain, Profile, decode, encode
 from peertune.profiles import (
     BINS,
@@ -18,6 +17,7 @@ from peertune.profiles import (
     SCORE,
     STATIC,
     AgentRecord,
+    Lesson,
     build_profile,
     category_histogram,
     static_features,

@@ -6,10 +6,9 @@ The maths is in `lm`; an agent decides what is trained on what, remembers what i
 state.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,33 +18,27 @@ import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
+from peertune.agent.desk import AgentData, Desk
+from peertune.agent.learner import Learner, mean_loss
 from peertune.checkpoint import Blobs
-from peertune.desk import AgentData, Desk
 from peertune.errors import PayloadError
 from peertune.evaluate import codebleu
-from peertune.learner import Learner, change, mean_loss
 from peertune.ledger import COORDINATOR
-from peertune.lm.batches import batches
 from peertune.lm.encode import Row
 from peertune.lm.model import LanguageModel
 from peertune.lm.settings import Sampling, TrainingSettings
 from peertune.lm.train import TrainingDiverged
 from peertune.payloads import (
-    Claims,
-    Gain,
     Number,
     Payload,
-    Picks,
-    Profile,
     Receipt,
     Record,
     Records,
     Scores,
     Texts,
-    Verdicts,
     Weights,
 )
-from peertune.profiles import AgentRecord, build_profile
+from peertune.profiles import AgentRecord
 
 Verb = TypeVar("Verb", bound=Callable[..., Payload | None])
 VERBS: set[str] = set()
@@ -73,8 +66,11 @@ class AgentSettings:
     release: dict[str, str]
 
 
-class Agent:
-    """One agent. Raises `ConfigError` through its model and data; verbs raise `PeertuneError`s, which stay its own."""
+class AgentCore:
+    """What every agent can do, whatever the method: train alone, be graded, hand out and take an adapter, store itself.
+
+    Raises `ConfigError` through its model and data; verbs raise `PeertuneError`s, which stay its own.
+    """
 
     def __init__(self, settings: AgentSettings, lm: LanguageModel, data: AgentData, record: AgentRecord) -> None:
         self.name = settings.name
@@ -146,78 +142,6 @@ class Agent:
         self._pooled += [self._learner.encode(item.prompt, item.completion) for item in records.items]
 
     @verb
-    def draft(self, which: Picks, temperature: float, confident: int, tested: int) -> Claims:
-        """Answer public problems at home, greedily at temperature 0, and say which of the texts others may have.
-
-        `confident`: withhold what the agent itself finds too improbable, by a threshold learnt on public answers.
-        `tested`: run the public tests; withhold what fails, and learn from what passes.
-        """
-        self._record.given += 1
-        sampling = self._sampling(temperature, self._learner.seed("draft", self._record.given))
-        return self._desk.draft(self._record, which, sampling, (bool(confident), bool(tested)))
-
-    @verb
-    def share(self, which: Picks) -> Texts:
-        """The drafts of these problems; empty where there is none or it is withheld."""
-        return self._desk.share(which)
-
-    @verb
-    def accept(self, which: Picks, texts: Texts, tested: int) -> Verdicts:
-        """Keep texts to learn from. `tested`: run the public tests first, where there are some, and drop what fails."""
-        return self._desk.accept(self._record, which, texts, bool(tested))
-
-    @verb
-    def blend(self, adapter: Weights) -> Verdicts:
-        """Take the adapter of an agent with the same base: `learn` starts by moving towards it, by its `kd_weight`.
-        Raises `PayloadError` if names or shapes differ from the agent's own.
-        """
-        self._desk.take(adapter)
-        return Verdicts((1,))
-
-    @verb
-    def inspect(self, which: Picks, texts: Texts) -> Verdicts:
-        """Grade texts for public problems whose answers are known; keep nothing."""
-        return self._desk.inspect(which, texts)
-
-    @verb
-    def learn(self, kd_weight: float, steps: int, tolerance: float, keep: int) -> Gain:
-        """KNEXA-FL Eq. 2: (1 - w) * own cross-entropy + w * cross-entropy of the accepted texts, mixed in every step.
-
-        With few texts their part of the batch, and w, are smaller. If the private validation loss rises by more than
-        `tolerance` (nats a token), the agent goes back to where it was. `keep`: remember the texts for later lessons.
-        """
-        if (accuracy := self._desk.accuracy(self._record)) is not None:
-            self._metrics.append(("text_accuracy", accuracy))
-        rows = self._desk.rows(self._record)
-        own, probe = self._learner.losses(self._validation), self._learner.losses(self._probe)
-        with self._undone_if_failing() as start:
-            if self._desk.adapter:
-                self._learner.move(self._desk.adapter, kd_weight)
-            loss = self._train_mixed(rows, kd_weight, steps)
-            private = change(own, self._learner.losses(self._validation))
-            public = change(probe, self._learner.losses(self._probe)) if self._probe else None
-        kept = private.after <= private.before + tolerance
-        if not kept:
-            self._learner.trainer.load_state(start)
-            self._desk.undo(self._record)
-        gain = Gain(private, public, self._desk.pulled / 1000, kept)
-        self._desk.settle()
-        self._record.learned(gain)
-        if not keep:
-            self._record.lessons.clear()
-        self._metrics += [("exchange_loss", loss), ("exchange_updates", float(steps))]
-        return gain
-
-    @verb
-    def profile(self) -> Profile:
-        """Measure the agent on its validation data and describe it in 32 numbers."""
-        texts = self._learner.complete(self._data.validation, self._sampling(0.0, 0))
-        score = float(np.mean(self._data.task.grade(self._data.validation, texts)))
-        loss = mean_loss(self._learner.losses(self._validation))
-        self._metrics += [("validation_loss", loss), ("validation_score", score)]
-        return build_profile(self._record, loss, score)
-
-    @verb
     def grade(self, samples: int, temperature: float) -> Scores:
         """Complete and grade the test problems `samples` times."""
         test = self._data.test
@@ -264,16 +188,6 @@ class Agent:
         self._learner.trainer.load_state(tensors)
         self._desk.clear()
         self._pooled = []
-
-    def _train_mixed(self, rows: Sequence[Row], kd_weight: float, steps: int) -> float:
-        """`steps` on own rows and, as far as there are any, on these; the mean loss."""
-        size = self._learner.taught_rows(len(rows), steps)
-        weight = kd_weight * self._learner.share_of_batch(size)
-        endless = batches(rows, size, self._learner.seed("exchange", self._record.received)) if rows else iter(())
-        taught = [*islice(endless, steps)] or [[]] * steps
-        own = (self._learner.own_batch(self._train, self._record) for _ in taught)
-        groups = ([(mine, 1.0 - weight), (batch, weight)] for mine, batch in zip(own, taught, strict=True))
-        return float(np.mean([self._learner.step(group, self._record) for group in groups]))
 
     @contextmanager
     def _undone_if_failing(self) -> Iterator[dict[str, torch.Tensor]]:

@@ -10,8 +10,8 @@ from itertools import compress
 import numpy as np
 import torch
 
-from peertune.drafts import Draft, Lesson, PublicProblems, add_lesson, confidence_threshold, surprise
-from peertune.learner import Learner
+from peertune.agent.drafts import Draft, Lesson, PublicProblems, add_lesson, confidence_threshold, surprise
+from peertune.agent.learner import Learner
 from peertune.lm.encode import Row
 from peertune.lm.settings import Sampling
 from peertune.payloads import Claims, Picks, Texts, Verdicts, Weights

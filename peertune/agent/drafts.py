@@ -7,11 +7,11 @@ texts; where to cut is learnt on public problems whose answers are known.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 
 from peertune.errors import PayloadError
 from peertune.payloads import Picks, Texts
+from peertune.profiles import Lesson
 from peertune.tasks.base import Example, Task
 
 MOST_SURPRISE = (1 << 16) - 1
@@ -30,13 +30,6 @@ class Draft:
     def offered(self, threshold: float) -> bool:
         """May others have it? Not if it is empty, fails the tests, or is more surprising than `threshold`."""
         return bool(self.text.strip()) and self.verified is not False and self.surprise <= threshold
-
-
-class Lesson(msgspec.Struct, frozen=True):
-    """A text for one public problem that the agent learns from."""
-
-    text: str
-    verified: bool
 
 
 def add_lesson(lessons: dict[int, Lesson], problem: int, lesson: Lesson) -> None:

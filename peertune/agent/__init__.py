@@ -1,0 +1,10 @@
+"""An agent: one organisation's model, adapter, data and rules. Verbs are all that can be called from outside."""
+
+from peertune.agent.core import VERBS, AgentSettings
+from peertune.agent.texts import TextVerbs
+
+__all__ = ["VERBS", "Agent", "AgentSettings"]
+
+
+class Agent(TextVerbs):
+    """All verbs. An agent never knows which method is running."""

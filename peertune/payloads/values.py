@@ -1,0 +1,137 @@
+"""Small values: counts, texts, claims, profiles, grades. On the wire: msgpack."""
+
+from typing import Annotated, ClassVar
+
+import msgspec
+from msgspec import Meta
+
+from peertune.errors import PayloadError
+from peertune.payloads.base import MAX_BYTES, Bit, LongText, Name, Payload, Text, finite
+
+PROFILE_SIZE = 32
+PROFILE_LIMIT = 1e3
+
+
+class Number(Payload, frozen=True):
+    """A plain argument of a call: a count, a weight."""
+
+    kind: ClassVar[str] = "number"
+    value: int | float
+
+    def check(self) -> None:
+        finite("number", [self.value], 1e18)
+
+
+class Texts(Payload, frozen=True):
+    """Prompts, or the completions that an agent wrote for them: one string an example."""
+
+    kind: ClassVar[str] = "texts"
+    max_bytes: ClassVar[int] = 1 << 26
+    items: Annotated[tuple[Text, ...], Meta(max_length=1 << 16)]
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One training example: plain text, no control tokens of any model."""
+
+    prompt: LongText
+    completion: LongText
+
+
+class Records(Payload, frozen=True):
+    """Training examples, which are private: an agent releases them to nobody unless it is told to."""
+
+    kind: ClassVar[str] = "records"
+    max_bytes: ClassVar[int] = MAX_BYTES
+    items: Annotated[tuple[Record, ...], Meta(max_length=1 << 20)]
+
+
+class Profile(Payload, frozen=True):
+    """What an agent says of itself to the matchmaker: 32 bounded numbers (`peertune.profiles` names them)."""
+
+    kind: ClassVar[str] = "profile"
+    values: Annotated[tuple[float, ...], Meta(min_length=PROFILE_SIZE, max_length=PROFILE_SIZE)]
+
+    def check(self) -> None:
+        finite("profile", self.values, PROFILE_LIMIT)
+
+
+class Picks(Payload, frozen=True):
+    """Which of the public problems: their numbers."""
+
+    kind: ClassVar[str] = "picks"
+    max_bytes: ClassVar[int] = 1 << 20
+    items: Annotated[tuple[Annotated[int, Meta(ge=0, lt=1 << 16)], ...], Meta(max_length=1 << 16)]
+
+
+class Claims(Payload, frozen=True):
+    """What an agent says of the drafts it wrote at home, one number each for every problem it was asked.
+
+    `surprise`: how improbable its text is to itself, -mean log p, in thousandths of a nat a token. `offered`: 1 where
+    others may have the text. `settled`: 1 where it has a text that passes the public tests and needs no other.
+    """
+
+    kind: ClassVar[str] = "claims"
+    max_bytes: ClassVar[int] = 1 << 20
+    surprise: Annotated[tuple[Annotated[int, Meta(ge=0, lt=1 << 16)], ...], Meta(max_length=1 << 16)]
+    offered: Annotated[tuple[Bit, ...], Meta(max_length=1 << 16)]
+    settled: Annotated[tuple[Bit, ...], Meta(max_length=1 << 16)]
+
+    def check(self) -> None:
+        if not len(self.surprise) == len(self.offered) == len(self.settled):
+            raise PayloadError("claims have three numbers for every problem")
+
+
+class Verdicts(Payload, frozen=True):
+    """What a receiver found out about texts that it pulled: 1 where one was of use, in the order of the picks."""
+
+    kind: ClassVar[str] = "verdicts"
+    max_bytes: ClassVar[int] = 1 << 20
+    passed: Annotated[tuple[Bit, ...], Meta(max_length=1 << 16)]
+
+
+class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A loss (nats a token) on the same items before and after; `error` is the standard error of the difference."""
+
+    before: float
+    after: float
+    error: float
+
+
+class Gain(Payload, frozen=True):
+    """What one exchange brought its receiver: the change of its private validation loss, and of its loss on the public
+    probe if there is one; kilobytes pulled; whether it kept what it learnt or went back.
+    """
+
+    kind: ClassVar[str] = "gain"
+    private: Change
+    probe: Change | None
+    kilobytes: float
+    kept: bool
+
+    def check(self) -> None:
+        changes = (self.private, self.probe) if self.probe else (self.private,)
+        numbers = [self.kilobytes, *(number for each in changes for number in (each.before, each.after, each.error))]
+        finite("gain", numbers, 1e9)
+        if min(numbers) < 0:
+            raise PayloadError("a gain has a negative loss, error or size")
+
+
+class Scores(Payload, frozen=True):
+    """Grades: for each problem how many of `samples` completions were right, and named numbers beside them."""
+
+    kind: ClassVar[str] = "scores"
+    max_bytes: ClassVar[int] = 1 << 24
+    correct: Annotated[tuple[Annotated[float, Meta(ge=0)], ...], Meta(max_length=1 << 20)]
+    samples: Annotated[int, Meta(ge=1, le=10_000)]
+    metrics: Annotated[dict[Name, float], Meta(max_length=64)]
+
+    def check(self) -> None:
+        finite("scores", self.correct, self.samples)
+        finite("scores", self.metrics.values(), 1e9)
+
+
+class Receipt(Payload, frozen=True):
+    """The SHA-256 of a checkpoint that its agent keeps."""
+
+    kind: ClassVar[str] = "receipt"
+    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
