@@ -14,12 +14,14 @@ from peertune.agent.desk import AgentData
 from peertune.agent.faults import Liar, shuffled
 from peertune.clock import Availability, Clock
 from peertune.config.schema import (
+    Adapter,
     AgentConfig,
     AnswersTask,
     CodeletsTask,
     Config,
     HumanEvalTask,
     MBPPTask,
+    Party,
     RecordsTask,
     TaskConfig,
     Training,
@@ -65,23 +67,28 @@ def build_agents(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], lis
     models: dict[str, LanguageModel] = {}
     agents: dict[str, Resident] = {}
     facts = []
-    for name, agent_config in zip(config.agent_names(), config.agents, strict=True):
+    for name, party in config.parties().items():
         if name not in names:
             continue
-        lm = models.get(agent_config.model) or LanguageModel.load(agent_config.model, _device(config))
-        models[agent_config.model] = lm
-        train, validation = private.get(name) or _own_data(agent_config, lm, config.seed)
-        source = f" ({agent_config.data.path})" if agent_config.data else ""
-        splits = {"train": train, "validation": validation, "transfer": transfer, "probe": probe, "test": test}
-        check_disjoint(f"agent {name}{source}", **splits)
-        if agent_config.fault:
-            train, validation = shuffled(train, config.seed), shuffled(validation, config.seed)
-        data = AgentData(train, validation, transfer, probe, test, task)
-        agent = _agent(config, agent_config, lm, data, Path(spec.folder) / "agents" / name)
+        lm = models.get(party.model) or LanguageModel.load(party.model, _device(config))
+        models[party.model] = lm
+        own = private.get(name) or (_own_data(party, lm, config.seed) if isinstance(party, AgentConfig) else ([], []))
+        splits = {"train": own[0], "validation": own[1], "transfer": transfer, "probe": probe, "test": test}
+        check_disjoint(_whose(name, party), **splits)
+        if isinstance(party, AgentConfig) and party.fault:
+            own = shuffled(own[0], config.seed), shuffled(own[1], config.seed)
+        data = AgentData(*own, transfer, probe, test, task)
+        agent = _agent(config, party, lm, data, Path(spec.folder) / "agents" / name)
         agents[name] = agent
         isolation = sandbox.isolation if sandbox else ""
-        facts.append(_facts(agent, agent_config, lm, train, validation, task) | {"isolation": isolation})
+        facts.append(_facts(agent, party, party.adapter or config.adapter, lm, data) | {"isolation": isolation})
     return agents, facts
+
+
+def _whose(name: str, party: Party) -> str:
+    """The name of an agent and where its data came from, for messages."""
+    data = party.data if isinstance(party, AgentConfig) else None
+    return f"agent {name} ({data.path})" if data else f"agent {name}"
 
 
 def make_clock(config: Config) -> Clock:
@@ -136,9 +143,9 @@ def _own_data(config: AgentConfig, lm: LanguageModel, seed: int) -> tuple[list[E
     return hold_out(config.data.path, examples, config.data.validation, seed)
 
 
-def _agent(config: Config, agent_config: AgentConfig, lm: LanguageModel, data: AgentData, folder: Path) -> Agent:
+def _agent(config: Config, party: Party, lm: LanguageModel, data: AgentData, folder: Path) -> Agent:
     name = folder.name
-    adapter = agent_config.adapter or config.adapter
+    adapter = party.adapter or config.adapter
     seed = int(np.random.SeedSequence([config.seed, *name.encode()]).generate_state(1)[0])
     targets = adapter.target_modules
     lm.add_adapter(name, AdapterSettings(adapter.rank, adapter.alpha, adapter.dropout, targets), seed)
@@ -154,9 +161,10 @@ def _agent(config: Config, agent_config: AgentConfig, lm: LanguageModel, data: A
         training=_training(config.training, lm),
         max_new_tokens=config.evaluation.max_new_tokens,
         codebleu=config.evaluation.codebleu,
-        release=agent_config.release.model_dump(),
+        release=party.release.model_dump(),
     )
-    return (Liar if agent_config.fault == "liar" else Agent)(settings, lm, data, record)
+    liar = isinstance(party, AgentConfig) and party.fault == "liar"
+    return (Liar if liar else Agent)(settings, lm, data, record)
 
 
 def _training(section: Training, lm: LanguageModel) -> TrainingSettings:
@@ -171,31 +179,27 @@ def _training(section: Training, lm: LanguageModel) -> TrainingSettings:
     )
 
 
-def _facts(
-    agent: Agent,
-    config: AgentConfig,
-    lm: LanguageModel,
-    train: list[Example],
-    validation: list[Example],
-    task: Task,
-) -> Facts:
+def _facts(agent: Agent, config: Party, adapter: Adapter, lm: LanguageModel, data: AgentData) -> Facts:
     """What the ledger says of an agent; `preview` is only shown to the agent's owner."""
+    train, validation, test = data.train, data.validation, data.test
     return {
         "name": agent.name,
         "model": config.model,
         "fingerprint": fingerprint(config.model),
         "adapter": _kind_of_adapter(config.model, agent.adapter()),
+        "rank": adapter.rank,
+        "scale": adapter.alpha / adapter.rank,
         "family": lm.family,
         "parameters": lm.parameters,
         "trainable": sum(parameter.numel() for parameter in lm.trainable(agent.name).values()),
         "train": len(train),
         "validation": len(validation),
-        "test": len(task.examples("test")),
+        "test": len(test),
         "truncated": agent.truncated,
         "chats": sum(example.chat for example in train),
-        "data": _digest((*train, *validation, *task.examples("test"))),
-        "histogram": list(category_histogram((example.category for example in train), task.categories)),
-        "preview": render_example(agent.first_row, lm.tokenizer),
+        "data": _digest((*train, *validation, *test)),
+        "histogram": list(category_histogram((example.category for example in train), data.task.categories)),
+        "preview": render_example(agent.first_row, lm.tokenizer) if train else "",
     }
 
 

@@ -69,7 +69,7 @@ class Clock:
 
     def charge(self, ref: Ref, args: Sequence[Any]) -> None:
         """A call begins when the agent is free and all arguments are there; it takes its cost times the slowness."""
-        if self._open:
+        if self._open and ref.owner in self._free:  # a server is always as fast as it has to be
             needed = (self._finish.get(arg.id, 0.0) for arg in args if isinstance(arg, Ref))
             begins = max(self.now, self._free[ref.owner], *needed)
             self._free[ref.owner] = begins + self._slowness[ref.owner] * cost(ref.verb, args)

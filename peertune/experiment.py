@@ -17,6 +17,7 @@ import numpy as np
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
+from peertune.arms import make_method, make_run
 from peertune.assemble import Spec, make_clock, public_examples
 from peertune.checkpoint import Blobs
 from peertune.config.schema import Config, Evaluation, FinalEvaluation, MethodConfig
@@ -28,9 +29,8 @@ from peertune.federation import Federation
 from peertune.identity import check_same, identity
 from peertune.ledger import Event, Ledger
 from peertune.machine import check_memory, machine, seating
-from peertune.matchmakers import MATCHMAKERS, ROUTERS
-from peertune.methods import METHODS, Budget, Method, Run
-from peertune.methods.base import Public, State
+from peertune.methods import Method
+from peertune.methods.base import State
 from peertune.payloads import Receipt, Texts
 from peertune.runs import LEDGER, create_run, existing_run, free_if_refused, locked, stored_config
 from peertune.tasks.base import Example
@@ -82,7 +82,8 @@ class Experiment:
         kept = free_if_refused(self.folder, self._ledger) if self._new else nullcontext()
         with locked(self.folder), kept, self._engine() as engine:
             self._describe(engine)
-            federation = Federation(engine, self.config.agent_names(), make_clock(self.config))
+            server = self.config.server is not None
+            federation = Federation(engine, self.config.agent_names(), make_clock(self.config), server)
             if not self._done(START):
                 self._warm_start(federation)
             for arm, method in self.config.arms().items():
@@ -96,10 +97,10 @@ class Experiment:
         for agent in fed.everyone:
             agent.fit(self.config.budget.warm_start_steps)
         self._close_phase(fed, "init")
-        self._complete_round(fed, {}, last=True)
+        self._complete_round(fed, None, {}, last=True)
 
     def _run_arm(self, fed: Federation, arm: str, config: MethodConfig) -> None:
-        method = self._method(config)
+        method = make_method(self._run, config)
         self._arm = arm
         state, done = self._restore_arm(fed, arm, method)
         for t in range(done + 1, self.config.rounds + 1):
@@ -111,7 +112,7 @@ class Experiment:
             fed.begin_round(t)
             state = method.round(state, fed, t)
             self._close_phase(fed, "round")
-            self._complete_round(fed, state, last=t == self.config.rounds)
+            self._complete_round(fed, method, state, last=t == self.config.rounds)
 
     def _restore_arm(self, fed: Federation, arm: str, method: Method) -> tuple[State, int]:
         """Put every agent back to the arm's last checkpoint, or to the start; the method's state and the round it
@@ -132,26 +133,35 @@ class Experiment:
         fed.clock.restore(None)
         return method.init(fed), 0
 
-    def _complete_round(self, fed: Federation, state: State, last: bool) -> None:
-        """Evaluate if it is time, checkpoint every agent, and commit the round: all of it, or nothing."""
+    def _complete_round(self, fed: Federation, method: Method | None, state: State, last: bool) -> None:
+        """Deploy and evaluate if it is time, checkpoint everybody, and commit the round: all of it, or nothing."""
         if last or self._round % self.config.evaluation.every == 0:
+            if method:
+                method.deploy(state, fed)
+                self._close_phase(fed, "deploy")
             self._evaluate(fed, "scores", self.config.evaluation)
+            if fed.has_server and (method is None or method.server_learns):
+                self._evaluate(fed, "server_scores", self.config.evaluation)
         if last and self._arm != START and self.config.evaluation.final:
             self._evaluate(fed, "samples", self.config.evaluation.final)
         agents = self._checkpoint(fed)
-        method = self._blobs.put(save_safetensors({name: np.asarray(array) for name, array in state.items()}))
+        digest = self._blobs.put(save_safetensors({name: np.asarray(array) for name, array in state.items()}))
         clock = {"clock": fed.clock.state} if fed.clock.state else {}
-        self._append("checkpoint", "checkpoint", {"agents": agents, "method": method, **clock})
+        self._append("checkpoint", "checkpoint", {"agents": agents, "method": digest, **clock})
         if last:
             self._append("checkpoint", "done", {})
         self._ledger.commit()
-        self._blobs.keep(self._kept("method") | {method})
+        self._blobs.keep(self._kept("method") | {digest})
         self._watch("round", {"arm": self._arm, "round": self._round, "last": last})
 
     def _evaluate(
-        self, fed: Federation, kind: Literal["scores", "samples"], evaluation: Evaluation | FinalEvaluation
+        self,
+        fed: Federation,
+        kind: Literal["scores", "samples", "server_scores"],
+        evaluation: Evaluation | FinalEvaluation,
     ) -> None:
-        graded = fed.gather({a.name: a.grade(evaluation.samples, evaluation.temperature) for a in fed.everyone})
+        parties = [fed.server] if kind == "server_scores" else fed.everyone
+        graded = fed.gather({a.name: a.grade(evaluation.samples, evaluation.temperature) for a in parties})
         for name, scores in graded.items():
             if (len(scores.correct), scores.samples) != (self._problems[name], evaluation.samples):
                 cause = f"{len(scores.correct)} grades of {scores.samples} samples do not fit the test"
@@ -162,9 +172,9 @@ class Experiment:
         self._close_phase(fed, "evaluate")
 
     def _checkpoint(self, fed: Federation) -> dict[str, str]:
-        """Every agent stores its state; a run cannot go on if one of them cannot."""
+        """Everybody stores its state; a run cannot go on if one of them cannot."""
         keep = Texts(tuple(sorted(self._kept("agents"))))
-        refs = {agent.name: agent.checkpoint(keep) for agent in fed.everyone}
+        refs = {party.name: party.checkpoint(keep) for party in fed.parties}
         digests = {}
         for name, ref in refs.items():
             try:
@@ -238,17 +248,20 @@ class Experiment:
 
     def _describe(self, engine: LocalEngine) -> None:
         """Write the run's first event, or check that a resumed run still is what it was."""
-        facts = sorted(engine.facts, key=lambda facts: self.config.agent_names().index(facts["name"]))
+        order = list(self.config.parties())
+        facts = sorted(engine.facts, key=lambda facts: order.index(facts["name"]))
         previews = {each["name"]: each.pop("preview", "") for each in facts}
         isolation = sorted({each.pop("isolation", "") for each in facts} - {""})
-        self._adapters = {each["name"]: each["adapter"] for each in facts}
+        server = facts.pop() if self.config.server else None
+        self._run = make_run(self.config, self._public, facts, server)
         for config in self.config.arms().values():
-            self._method(config).check(facts)
-        self._problems = {each["name"]: each["test"] for each in facts}
+            make_method(self._run, config).check(facts)
+        self._problems = {name: facts[0]["test"] for name in order}
         self._watch("agents", {"agents": facts})
         for each in facts:
             self.preview(each, previews[each["name"]])
-        body = identity(self.config, facts, [example.prompt for split in self._public for example in split])
+        prompts = [example.prompt for split in self._public for example in split]
+        body = identity(self.config, facts, server, prompts)
         if recorded := next(self._ledger.events("run"), None):
             check_same(self.folder.name, recorded.body, body)
         else:
@@ -262,16 +275,6 @@ class Experiment:
     @cached_property
     def _public(self) -> tuple[list[Example], list[Example]]:
         return public_examples(self.config)
-
-    def _method(self, config: MethodConfig) -> Method:
-        budget = Budget(self.config.budget.local_steps, self.config.budget.exchange_steps)
-        transfer, probe = (tuple(Public(each.category, bool(each.public)) for each in split) for split in self._public)
-        run = Run(self.config.rounds, self.config.seed, budget, transfer, probe, self._adapters)
-        fields = {name: getattr(config, name) for name in type(config).model_fields if name != "type"}
-        for key, kinds in (("matchmaker", MATCHMAKERS), ("router", ROUTERS)):
-            if key in fields:
-                fields[key] = kinds[fields[key].type](**fields[key].model_dump(exclude={"type"}))
-        return METHODS[config.type](run=run, **fields)
 
     @contextmanager
     def _engine(self) -> Iterator[LocalEngine]:

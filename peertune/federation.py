@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from peertune.clock import Clock
 from peertune.engines.base import Barrier, Engine, Entry, Ref, read_answer
-from peertune.errors import AgentError
-from peertune.ledger import COORDINATOR, EventKind
+from peertune.errors import AgentError, MethodError
+from peertune.ledger import COORDINATOR, SERVER, EventKind
 from peertune.payloads import Number, Payload, Picks, Receipt, Records, Texts, Weights, encode
 
 Key = TypeVar("Key")
@@ -106,10 +106,11 @@ class RoundLog:
 class Federation:
     """The agents of one run, over any engine.
 
-    `everyone`: all agents. `agents`: those that take part in this round; between rounds, all.
+    `everyone`: all agents. `agents`: those that take part in this round; between rounds, all. `parties`: all agents,
+    and the server if the run has one.
     """
 
-    def __init__(self, engine: Engine, names: Sequence[str], clock: Clock | None = None) -> None:
+    def __init__(self, engine: Engine, names: Sequence[str], clock: Clock | None = None, server: bool = False) -> None:
         self._engine = engine
         self.clock = clock or Clock(names)
         self._ids = itertools.count()
@@ -119,10 +120,24 @@ class Federation:
         self.failed: set[str] = set()  # agents whose calls failed since the round began
         self.everyone = [AgentHandle(self, name) for name in names]
         self.agents = self.everyone
-        self._by_name = {agent.name: agent for agent in self.everyone}
+        self.parties = [*self.everyone, *([AgentHandle(self, SERVER)] if server else [])]
+        self._by_name = {party.name: party for party in self.parties}
 
     def __getitem__(self, name: str) -> AgentHandle:
         return self._by_name[name]
+
+    @property
+    def has_server(self) -> bool:
+        return SERVER in self._by_name
+
+    @property
+    def server(self) -> AgentHandle:
+        """The party with a model and no data. Raises `MethodError` if the run has none."""
+        if not self.has_server:
+            raise MethodError(
+                "this method needs a server, the run has none; give the configuration a `server: {model: ...}`"
+            )
+        return self._by_name[SERVER]
 
     @property
     def now(self) -> float:

@@ -13,20 +13,24 @@ _PARTS = {
     "version": "the version of peertune",
     "config": "the configuration",
     "agents": "a model or its data",
+    "server": "the server's model",
     "transfer": "the transfer set",
 }
 
 
-def identity(config: Config, agents: Sequence[Mapping[str, Any]], prompts: Sequence[str]) -> dict[str, Any]:
-    """The body of the run's first event. `engine` is no part of it: where a run runs changes nothing. Neither is
-    `availability` where there is none.
+def identity(
+    config: Config, agents: Sequence[Mapping[str, Any]], server: Mapping[str, Any] | None, prompts: Sequence[str]
+) -> dict[str, Any]:
+    """The body of the run's first event. `engine` is no part of it: where a run runs changes nothing. Neither are
+    `availability` and `server` where there is none.
     """
-    left_out = {"engine"} if config.availability else {"engine", "availability"}
+    left_out = {"engine", *(key for key in ("availability", "server") if getattr(config, key) is None)}
     body = {
         "config": config.model_dump(mode="json", exclude=left_out),
         "agents": agents,
         "transfer": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         "version": importlib.metadata.version("peertune"),
+        **({"server": server} if server else {}),
     }
     return json.loads(json.dumps(body))
 
@@ -34,7 +38,7 @@ def identity(config: Config, agents: Sequence[Mapping[str, Any]], prompts: Seque
 def check_same(name: str, recorded: Mapping[str, Any], body: Mapping[str, Any]) -> None:
     """Raise `ConfigError` if the run `name` would go on with another version, configuration, model or data."""
     for part, what in _PARTS.items():
-        if recorded[part] != body[part]:
+        if recorded.get(part) != body.get(part):
             raise ConfigError(
                 f"{what} of {name!r} is not what it began with; put it back, or start a new run "
                 "(only `engine` may change)"

@@ -22,6 +22,7 @@ import msgspec
 from peertune.errors import ConfigError, StorageError
 
 COORDINATOR = "coordinator"
+SERVER = "server"  # the party with a model and no data
 SCHEMA_VERSION = 1
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 PATIENCE = 60.0  # seconds to wait for whoever else reads or writes the file
@@ -31,6 +32,7 @@ EventKind = Literal[
     "metric",
     "scores",
     "samples",
+    "server_scores",
     "pair",
     "late",  # the report of an exchange of an earlier round has come
     "refused",  # a report that fits no exchange
@@ -53,7 +55,7 @@ CREATE TABLE facts (
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One row of the chain. `phase` is init, round, evaluate or checkpoint; `arm` names the method that ran."""
+    """One row of the chain. `phase` is init, round, deploy, evaluate or checkpoint; `arm` names the method that ran."""
 
     seq: int
     arm: str

@@ -22,7 +22,7 @@ def seating(config: Config) -> tuple[list[list[str]], list[dict[str, str]]]:
     gpus = _gpus() if config.engine.device != "cpu" else 0
     wanted = config.engine.workers
     workers = max(1, gpus or len(os.sched_getaffinity(0))) if wanted == "auto" else max(1, wanted)
-    named = sorted(zip(config.agent_names(), config.agents, strict=True), key=lambda pair: pair[1].model)
+    named = sorted(config.parties().items(), key=lambda pair: pair[1].model)
     workers = min(workers, len(named))
     groups = [[name for name, _ in part] for part in _even_parts(named, workers)]
     environments = [{"CUDA_VISIBLE_DEVICES": str(index % gpus)} if gpus else {} for index in range(workers)]
@@ -33,7 +33,7 @@ def check_memory(config: Config, groups: list[list[str]]) -> None:
     """Raise `ConfigError` if the base models of all workers, each loaded once a worker, will not fit into memory."""
     if config.engine.device != "cpu" and _gpus():
         return
-    models = dict(zip(config.agent_names(), (agent.model for agent in config.agents), strict=True))
+    models = {name: party.model for name, party in config.parties().items()}
     parameters = {model: _parameters(local_folder(model)) for model in set(models.values())}
     needed = sum(
         WORKER_BYTES + BYTES_PER_PARAMETER * sum(parameters[model] for model in {models[name] for name in group})

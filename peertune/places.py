@@ -37,6 +37,8 @@ def _places(config: Config) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         yield "task.test", task.test, KINDS
     if isinstance(task, MBPPTask | HumanEvalTask | RecordsTask) and isinstance(task.transfer, str):
         yield "task.transfer", task.transfer, KINDS
+    if config.server:
+        yield "server.model", config.server.model, ()
     for number, agent in enumerate(config.agents):
         yield f"agents.{number}.model", agent.model, ()
         if agent.data:

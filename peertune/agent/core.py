@@ -150,10 +150,8 @@ class AgentCore:
         for sample in range(samples):
             texts = self._learner.complete(test, self._sampling(temperature, self._learner.seed("grade", sample)))
             correct += self._data.task.grade(test, texts)
-        metrics = {
-            "validation_loss": mean_loss(self._learner.losses(self._validation)),
-            "test_loss": mean_loss(self._learner.losses(self._test)),
-        }
+        measured = {"validation_loss": self._validation, "test_loss": self._test}
+        metrics = {name: mean_loss(self._learner.losses(rows)) for name, rows in measured.items() if rows}
         if self._settings.codebleu:
             references = [example.completion for example in test]
             metrics["codebleu"] = codebleu(references, [self._data.task.clean(text) for text in texts])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from peertune.config.section import Section, Typed, bare_name, one_of
+from peertune.ledger import SERVER
 from peertune.matchmakers import MATCHMAKERS, ROUTERS
 from peertune.methods import METHODS
 from peertune.partition import PARTITIONS
@@ -139,19 +140,36 @@ class Release(Section):
     metrics: Who = "coordinator"  # losses and validation scores, for the run's ledger
 
 
-class AgentConfig(Section):
-    """One agent. `model`: bundled/NAME, a local folder, or a hub id (safetensors only).
+class Party(Section):
+    """Who has a model. `model`: bundled/NAME, a local folder, or a hub id (safetensors only)."""
+
+    model: str
+    adapter: Adapter | None = None
+    release: Release = Release()
+
+
+class AgentConfig(Party):
+    """One agent.
 
     `fault`, for studies of what bad agents do to others: `useless` learns from shuffled answers; so does `liar`, which
     hands out wrong texts and claims to be certain of them.
     """
 
-    model: str
     name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")] | None = None
     data: Data | None = None
     fault: Literal["useless", "liar"] | None = None
-    adapter: Adapter | None = None
-    release: Release = Release()
+
+
+class ServerRelease(Release):
+    """A server holds nobody's data: what it has, it gives."""
+
+    weights: Who = "everyone"
+
+
+class ServerConfig(Party):
+    """The server of methods that need one: a model and no data of its own."""
+
+    release: ServerRelease = ServerRelease()  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 # The run
@@ -224,6 +242,7 @@ class Config(Section):
     rounds: PositiveInt = 8
     task: TaskConfig
     agents: Annotated[tuple[AgentConfig, ...], Field(min_length=1)]
+    server: ServerConfig | None = None
     adapter: Adapter = Adapter()
     training: Training = Training()
     method: MethodConfig
@@ -244,6 +263,11 @@ class Config(Section):
     def agent_names(self) -> list[str]:
         """The agents' names; unnamed ones are a0, a1, ... by their place."""
         return [agent.name or f"a{index}" for index, agent in enumerate(self.agents)]
+
+    def parties(self) -> dict[str, Party]:
+        """The agents, and the server if there is one, by name."""
+        agents: dict[str, Party] = dict(zip(self.agent_names(), self.agents, strict=True))
+        return agents | ({SERVER: self.server} if self.server else {})
 
     def arms(self) -> dict[str, MethodConfig]:
         """What is run, in order: the baselines, then the method under its own name."""

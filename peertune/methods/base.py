@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,7 +35,8 @@ class Run:
     """What the run gives to every method: its length, seed, budget, and the public problems that all agents hold.
 
     `transfer`: to learn from each other's answers (the paper's X_u). `probe`: to measure with; answers are known.
-    Problems are numbered, those of `transfer` first. `adapters`: of each agent, equal for those of one base and shape.
+    Problems are numbered, those of `transfer` first. `agents`, `server`: facts by name, as in the ledger's `run`
+    event; no server where there is none.
     """
 
     rounds: int
@@ -43,12 +44,22 @@ class Run:
     budget: Budget
     transfer: tuple[Public, ...]
     probe: tuple[Public, ...] = ()
-    adapters: Mapping[str, str] = field(default_factory=dict)
+    agents: tuple[Mapping[str, Any], ...] = ()
+    server: Mapping[str, Any] | None = None
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """What kind of adapter each agent has: equal for those of one base and shape."""
+        return {facts["name"]: facts["adapter"] for facts in self.agents}
 
 
 class Method(ABC):
-    """A way to fine-tune together. A subclass is a frozen dataclass: its fields are its hyper-parameters."""
+    """A way to fine-tune together. A subclass is a frozen dataclass: its fields are its hyper-parameters.
 
+    `server_learns`: the server ends with a whole model, which is graded beside the agents.
+    """
+
+    server_learns: ClassVar[bool] = False
     run: Run
 
     @abstractmethod
@@ -62,3 +73,6 @@ class Method(ABC):
     @abstractmethod
     def round(self, state: State, fed: Federation, t: int) -> State:
         """Round `t`, counted from 1; returns the next state."""
+
+    def deploy(self, state: State, fed: Federation) -> None:  # noqa: B027  most methods have nothing to do
+        """Leave every agent able to answer alone with what the federation has learnt: before each evaluation."""
