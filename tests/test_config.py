@@ -287,7 +287,7 @@ def test_the_last_override_wins(tmp_path: Path) -> None:
         ("agents.-1.model=x", "--set 'agents.-1.model=x': '-1' is not a place in a list of 2 (counted from 0)"),
         ("agents.²=x", "--set 'agents.²=x': '²' is not a place in a list of 2 (counted from 0)"),
         ("agents.0.modell=x", "--set 'agents.0.modell=x': [agents.0] unknown key 'modell'; did you mean 'model'? "
-         "(valid: model, name, data, fault, adapter, release)"),
+         "(valid: model, adapter, release, name, data, fault)"),
         ("method.matchmaker.beta=3", "--set 'method.matchmaker.beta=3': [method.matchmaker] the key 'type' is missing; "
          "valid: linucb, pairwise, uniform, round_robin, hetero_greedy"),
         ("version=9", f"--set 'version=9': [version] expected a number less than or equal to {VERSION}, found 9"),
@@ -350,6 +350,9 @@ OWN = "data: {path: x.jsonl}"
          "knexa: `matchmaker` is about pairs, and `route: prompt` makes none; set `route: set`"),
         (["method={type: knexa, matchmaker: {type: pairwise, width: 1.0}}"], "knexa: `matchmaker` is about pairs"),
         (["method={type: knexa, max_pairs: 1}"], "knexa: `max_pairs` is about pairs"),
+        (["method={type: knexa, route: set, retries: 2}"], "knexa: `retries` is about single prompts"),
+        (["method={type: knexa, route: set, router: {type: beta, floor: 0.5}}"],
+         "knexa: `router` is about single prompts"),
         (["method=local", "task.transfer=24"],
          "task.transfer is not used, because here no agent answers prompts for another; remove it"),
         (["method=local", f"agents=[{{model: x, {OWN}}}]", "task={type: records, test: x, transfer: y}"],

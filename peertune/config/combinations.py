@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from peertune.matchmakers import Pairwise
+from peertune.matchmakers import Pairwise, Router
 from peertune.partition import MIN_TRAIN, MIN_VALIDATION
 from peertune.tasks.codelets import Codelets
 from peertune.tasks.mbpp import MBPP
@@ -23,6 +23,7 @@ EXCHANGES: dict[str, dict[str, str]] = {  # methods whose agents learn from each
     "central_text": {**_SCALARS, "texts": "everyone"},
 }
 _OF_PAIRS = {"protocols": ("text",), "max_pairs": None, "matchmaker": {"type": "pairwise", **asdict(Pairwise())}}
+_OF_PROMPTS = {"retries": 1, "router": {"type": "beta", **asdict(Router())}}
 TO = {"coordinator": "the coordinator", "agents": "other agents", "everyone": "the coordinator and other agents"}
 
 
@@ -125,15 +126,16 @@ def _pairing(config: "Config", name: str, method: "MethodConfig") -> None:
     most = len(config.agents) // (2 if students == 1 else 1)
     if method.max_pairs and method.max_pairs > most:
         raise ValueError(f"{name}: max_pairs is {method.max_pairs}, but {len(config.agents)} agents form {most} pairs")
+    given = method.model_dump()
     if method.route == "prompt":
         _routable(config, name)
-        given = {
-            "protocols": method.protocols,
-            "max_pairs": method.max_pairs,
-            "matchmaker": method.matchmaker.model_dump(),
-        }
         if unused := [key for key, usual in _OF_PAIRS.items() if given[key] != usual]:
             raise ValueError(f"{name}: `{unused[0]}` is about pairs, and `route: prompt` makes none; set `route: set`")
+    elif unused := [key for key, usual in _OF_PROMPTS.items() if given[key] != usual]:
+        raise ValueError(
+            f"{name}: `{unused[0]}` is about single prompts, and `route: set` gives a pair all of them; "
+            f"set `route: prompt`"
+        )
     if "adapter" in method.protocols:
         _released(config, f"{name} (protocols: adapter)", {"weights": "agents"})
     if method.matchmaker.type == "hetero_greedy" and config.task.type == "mbpp" and not config.agents[0].data:

@@ -43,4 +43,5 @@ def _section(name: str, owner: Any, replaced: Mapping[str, Any]) -> type[Typed]:
 
 def _lenient(kind: Any) -> Any:
     """A YAML list will do for a tuple."""
-    return Annotated[kind, Field(strict=False)] if get_origin(kind) is tuple and get_args(kind) else kind
+    bare = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    return Annotated[kind, Field(strict=False)] if get_origin(bare) is tuple and get_args(bare) else kind

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, MinLen
 
 from peertune.federation import Federation
 from peertune.matchmakers import Matchmaker, Pair
@@ -39,7 +39,7 @@ class Knexa(TextMethod):
     matchmaker: Matchmaker
     router: Router = Router()
     route: Literal["prompt", "set"] = "prompt"
-    protocols: tuple[Literal["text", "adapter"], ...] = ("text",)
+    protocols: Annotated[tuple[Literal["text", "adapter"], ...], MinLen(1)] = ("text",)
     max_pairs: Annotated[int, Gt(0)] | None = None
     retries: Annotated[int, Ge(0)] = 1
     audit: Annotated[int, Ge(0)] = 24
