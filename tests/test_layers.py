@@ -77,6 +77,14 @@ RULES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
         ("federation", "ledger", "config", "tasks", "lm", "engines", "methods", "checkpoint", *TOP, *HEAVY),
     ),
     (
+        "an aggregator sees arrays, never a model or a federation",
+        ("aggregate",),
+        (
+            *("payloads", "federation", "ledger", "config", "tasks", "lm", "engines", "methods", "matchmakers"),
+            *("profiles", "checkpoint", *TOP, *HEAVY),
+        ),
+    ),
+    (
         "a method touches agents through the federation alone",
         ("methods",),
         ("lm", "engines", "tasks", "ledger", "checkpoint", "config", *TOP, *HEAVY),
@@ -124,8 +132,9 @@ def test_imports_point_one_way(rooms: tuple[str, ...], forbidden: tuple[str, ...
 
 
 LIGHT = (
-    *("errors", "payloads", "ledger", "checkpoint", "profiles", "matchmakers", "methods", "federation", "partition"),
-    *("evaluate", "config", "tasks", "report", "studies", "cli", "listing", "doctor", "terminal", "runs", "machine"),
+    *("errors", "payloads", "ledger", "checkpoint", "profiles", "matchmakers", "aggregate", "methods", "federation"),
+    *("partition", "evaluate", "config", "tasks", "report", "studies", "cli", "listing", "doctor", "terminal"),
+    *("runs", "machine"),
 )
 
 
