@@ -15,15 +15,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from transformers import BertConfig, BertForSequenceClassification
 
-from peertune.lm.calibrate import UNCOUNTED, blocks, calibrate, flop_counter, measure
+from peertune.agent.learner import Learner
+from peertune.lm.calibrate import UNCOUNTED, blocks, calibrate, costs_of, flop_counter, measure
 from peertune.lm.encode import IGNORED, Batch, encode
-from peertune.lm.flops import SHAPES, Costs, fit, monomials
+from peertune.lm.flops import SHAPES, Costs, Pass, fit, monomials
 from peertune.lm.lora import AdaptedLinear
 from peertune.lm.model import LanguageModel
 from peertune.lm.quiet import quiet
 from peertune.lm.score import completion_losses
-from peertune.lm.settings import AdapterSettings, TrainingSettings
+from peertune.lm.settings import AdapterSettings, Sampling, TrainingSettings
 from peertune.lm.train import Trainer
+from peertune.profiles import AgentRecord
+from peertune.tasks.base import Example
 
 RANK = 2
 BATCHES = ((1, 2, 1), (1, 9, 3), (2, 3, 4), (5, 33, 70), (8, 80, 100))  # rows, width, labels
@@ -151,6 +154,9 @@ def test_parts_add_up_on_both_sides_of_a_cut(lm: LanguageModel, costs: Costs, cu
     backward = costs.backward_parts(*shape)
     assert counted(loss.backward) == sum(backward[cut + 1 :])
     assert counted(lambda: lower.backward(upper.grad)) == sum(backward[: cut + 1])
+    whole, below, above = (Pass("training", *shape, *parts) for parts in ((), (0, cut + 1), (cut + 1,)))
+    assert costs.flops(whole) == costs.flops(below) + costs.flops(above)
+    assert costs.flops(below) == sum(costs.forward_parts(*shape)[: cut + 1]) + sum(backward[: cut + 1])
 
 
 def test_dropout_and_fewer_layers_count_too(tmp_path: Path) -> None:
@@ -222,3 +228,26 @@ def test_no_product_escapes_the_counter(lm: LanguageModel) -> None:
 def test_five_batches_tell_all_factors(factors: list[int]) -> None:
     values = [sum(f * term for f, term in zip(factors, monomials(*shape), strict=True)) for shape in SHAPES]
     assert fit(values) == tuple(factors)
+
+
+def test_what_ran_is_what_is_reported(lm: LanguageModel) -> None:
+    """Micro-batches, losses and completions as they really run, each with its padding."""
+    texts = ("def add(a, b):\n    return", "The quick brown fox jumps over", "x", "sum of all numbers")
+    rows = [encode(lm.tokenizer, text, " and more of it" * size, 80) for size, text in enumerate(texts, 1)]
+    learner = Learner("a", 0, lm, TrainingSettings(batch_size=4, accumulate=3))
+    learner.take_costs()
+    costs_of(lm, "a")  # or it would be counted, too
+
+    def work() -> None:
+        learner.step([(rows, 0.5), (rows[:1], 0.5), (rows[2:], 0.0)], AgentRecord((0.0,) * 8, (1.0, *[0.0] * 11)))
+        learner.losses(rows)
+        learner.complete([Example(text, "") for text in texts], Sampling(max_new_tokens=5))
+
+    flops = counted(work)
+    ran = lm.take_passes("a")
+    assert sorted(one.kind for one in ran.elements()) == ["forward", "generation", *["training"] * 3]
+    for one in ran.elements():
+        lm.note("a", one)
+    largest = max(costs_of(lm, "a").memory(one) for one in ran if one.kind == "training")
+    assert learner.take_costs() == [("flops", flops), ("memory", largest)]
+    assert learner.take_costs() == []

@@ -109,10 +109,7 @@ class AgentCore:
 
     def take_metrics(self) -> list[tuple[str, float]]:
         """Numbers noted since the last call, by name."""
-        metrics, self._metrics = self._metrics, []
-        if self._learner.flops:
-            metrics.append(("flops", self._learner.flops))
-            self._learner.flops = 0.0
+        metrics, self._metrics = [*self._metrics, *self._learner.take_costs()], []
         return metrics
 
     def log_path(self) -> Path:

@@ -5,12 +5,13 @@ ran before.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from peertune.lm.batches import batch_at
+from peertune.lm.calibrate import costs_of
 from peertune.lm.encode import Row, encode
 from peertune.lm.generate import Sampling, generate
 from peertune.lm.model import LanguageModel, check_tensors
@@ -21,17 +22,15 @@ from peertune.payloads import Change
 from peertune.profiles import AgentRecord
 from peertune.tasks.base import Example
 
-FORWARD, THROUGH_FROZEN = 2, 4  # FLOPs a parameter and token: forward; forward and backward past frozen weights
 MOST_REPEATS = 8  # of one text in one exchange
 
 
 class Learner:
-    """Final. `flops` grows with everything it does; the owner may set it back to 0."""
+    """Final."""
 
     def __init__(self, name: str, seed: int, lm: LanguageModel, training: TrainingSettings) -> None:
         self._name, self._seed, self.lm, self._settings = name, seed, lm, training
         self.trainer = Trainer(lm, name, training)
-        self.flops = 0.0
 
     def seed(self, purpose: str, number: int) -> int:
         """A seed that depends on nothing but the run's seed, the agent, the purpose and a count."""
@@ -47,9 +46,6 @@ class Learner:
     def step(self, groups: Sequence[tuple[Sequence[Row], float]], record: AgentRecord) -> float:
         """One optimiser step on groups of rows and their weights; returns the loss (nats a token)."""
         record.steps += 1
-        self.flops += (
-            THROUGH_FROZEN * self.lm.parameters * _tokens(row for rows, weight in groups if weight for row in rows)
-        )
         return self.trainer.step(groups, self.seed("step", record.steps))
 
     def fitting(self, adapter: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -86,9 +82,6 @@ class Learner:
                 chosen, generate(self.lm, self._name, prompts, sampling, template=chat), strict=True
             ):
                 texts[index] = text
-        pairs = zip(examples, texts, strict=True)
-        tokens = _tokens(self.encode(example.prompt, text, example.chat) for example, text in pairs)
-        self.flops += FORWARD * self.lm.parameters * tokens
         return texts
 
     def losses(self, rows: Sequence[Row]) -> np.ndarray:
@@ -96,11 +89,21 @@ class Learner:
 
         Raises `TrainingDiverged` if one is not a number.
         """
-        self.flops += FORWARD * self.lm.parameters * _tokens(rows)
         found = np.array(losses(self.lm, self._name, rows), dtype=np.float64).reshape(-1, 2)
         if not np.isfinite(found).all():
             raise TrainingDiverged("expected finite losses on held-out data; lower learning_rate.")
         return found
+
+    def take_costs(self) -> list[tuple[str, float]]:
+        """What the model ran since the last call: `flops`, and the largest `memory` (bytes) if it was trained."""
+        ran = self.lm.take_passes(self._name)
+        if not ran:
+            return []
+        costs = costs_of(self.lm, self._name)
+        metrics = [("flops", float(sum(times * costs.flops(one) for one, times in ran.items())))]
+        if trained := [costs.memory(one) for one in ran if one.kind == "training"]:
+            metrics.append(("memory", float(max(trained))))
+        return metrics
 
 
 def mean_loss(losses: np.ndarray) -> float:
@@ -113,7 +116,3 @@ def change(before: np.ndarray, after: np.ndarray) -> Change:
     differences = before[:, 0] - after[:, 0]
     spread = differences.std(ddof=1) * math.sqrt(len(differences)) if len(differences) > 1 else 0.0
     return Change(mean_loss(before), mean_loss(after), float(spread / before[:, 1].sum()))
-
-
-def _tokens(rows: Iterable[Row]) -> int:
-    return sum(len(row.ids) for row in rows)

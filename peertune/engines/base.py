@@ -46,6 +46,7 @@ METRICS = (
     *("train_loss", "exchange_loss", "validation_loss"),  # nats a token
     *("validation_score", "text_accuracy"),  # a share of 1
     *("exchange_updates", "flops"),  # counts of the call
+    "memory",  # bytes, at the most
 )
 Fields = tuple[str, str, str, str]  # of an AgentError: agent, verb, cause, code
 

@@ -31,6 +31,14 @@ def flop_counter() -> FlopCounterMode:
     return counter
 
 
+def costs_of(lm: LanguageModel, adapter: str) -> Costs:
+    """The costs of `lm` with that adapter; measured at the first call, for all adapters with the same settings."""
+    settings = lm.settings(adapter)
+    if settings not in lm.costs:
+        lm.costs[settings] = calibrate(lm, adapter)
+    return lm.costs[settings]
+
+
 def calibrate(lm: LanguageModel, adapter: str) -> Costs:
     """The costs of `lm` with an adapter like that of `adapter`, from five training passes that leave no trace.
 

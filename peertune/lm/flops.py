@@ -10,6 +10,7 @@ and the upper triangle of causal attention with it (a kernel may skip some of th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,21 @@ Monomials = tuple[int, ...]  # rows * width, rows * width ** 2, labels, width, 1
 # (rows, width, labels), with a label a row: five that tell all terms apart. One row alone would not do: operations
 # that expand rows copy then what they else share
 SHAPES = ((2, 2, 2), (3, 2, 3), (2, 3, 2), (2, 4, 2), (3, 3, 3))
+
+
+class Pass(NamedTuple):
+    """One batch that went through a model: `rows` padded to `width` tokens.
+
+    `heads`: label positions in all; of a generation the tokens that each row was continued by. `start` and `stop`:
+    only the parts [start:stop] of the model, numbered as in `Costs`, ran; a generation is never in parts.
+    """
+
+    kind: Literal["forward", "training", "generation"]
+    rows: int
+    width: int
+    heads: int
+    start: int = 0
+    stop: int | None = None
 
 
 def monomials(rows: int, width: int, labels: int) -> Monomials:
@@ -57,12 +73,28 @@ class Costs:
         """Bytes of activations that each part keeps for its backward pass."""
         return _values(self.saved, monomials(rows, width, labels))
 
+    def flops(self, ran: Pass) -> int:
+        """What was executed; no matrices are multiplied by the optimiser."""
+        shape = (ran.rows, ran.width, ran.heads)
+        if ran.kind == "generation":
+            return self.generation_flops(*shape)
+        found = sum(self.forward_parts(*shape)[ran.start : ran.stop])
+        return found + (sum(self.backward_parts(*shape)[ran.start : ran.stop]) if ran.kind == "training" else 0)
+
+    def memory(self, ran: Pass) -> int:
+        """Bytes in training: weights, the adapter with its gradients and two AdamW moments, and saved activations.
+
+        Not in it: buffers that an operation frees when it ends, and what the allocator keeps in reserve.
+        """
+        saved = self.saved_parts(ran.rows, ran.width, ran.heads)
+        return self.base + 4 * self.adapter + sum(saved[ran.start : ran.stop])
+
     def forward_flops(self, rows: int, width: int, labels: int) -> int:
-        return sum(self.forward_parts(rows, width, labels))
+        return self.flops(Pass("forward", rows, width, labels))
 
     def training_flops(self, rows: int, width: int, labels: int) -> int:
-        """Forward and backward of one micro-batch; the optimiser multiplies no matrices."""
-        return self.forward_flops(rows, width, labels) + sum(self.backward_parts(rows, width, labels))
+        """Forward and backward of one micro-batch."""
+        return self.flops(Pass("training", rows, width, labels))
 
     def generation_flops(self, rows: int, width: int, new_tokens: int) -> int:
         """`rows` prompts padded to `width`, and `new_tokens` after them with a cache of keys and values.
@@ -74,11 +106,7 @@ class Costs:
         return sum(_values(self.forward, (rows * (width + steps), rows * pairs, rows * new_tokens, 0, 0)))
 
     def training_memory(self, rows: int, width: int, labels: int) -> int:
-        """Bytes: weights, the adapter with its gradients and two AdamW moments, and a micro-batch's saved activations.
-
-        Not in it: buffers that an operation frees when it ends, and what the allocator keeps in reserve.
-        """
-        return self.base + 4 * self.adapter + sum(self.saved_parts(rows, width, labels))
+        return self.memory(Pass("training", rows, width, labels))
 
 
 def _values(parts: Sequence[Monomials], terms: Monomials) -> list[int]:

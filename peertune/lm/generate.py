@@ -8,6 +8,7 @@ from transformers import GenerationConfig
 
 from peertune.errors import ConfigError
 from peertune.lm.encode import cut_left, encode_prompt
+from peertune.lm.flops import Pass
 from peertune.lm.model import LanguageModel
 from peertune.lm.quiet import quiet
 from peertune.lm.seeding import seeded
@@ -40,9 +41,11 @@ def generate(
     with quiet(), seeded(sampling.seed, lm.device), lm.using(adapter) as model, torch.no_grad():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
+            width = len(heads[chosen[-1]])
             ends = _continue(lm, model, [heads[index] for index in chosen], _config(lm, sampling))
+            lm.note(adapter, Pass("generation", len(chosen), width, len(ends[0])))
             for index, new in zip(chosen, ends, strict=True):
-                texts[index] = _text(lm, heads[index], new)
+                texts[index] = _text(lm, heads[index], _until_end(lm, new))
     return texts
 
 
@@ -59,7 +62,7 @@ def _config(lm: LanguageModel, sampling: Sampling) -> GenerationConfig:
 
 
 def _continue(lm: LanguageModel, model: Any, heads: list[list[int]], config: GenerationConfig) -> list[list[int]]:
-    """New tokens of each head, without the end token and what follows it. Heads are padded on the left."""
+    """New tokens of each head, as many for all. Heads are padded on the left."""
     width = max(map(len, heads))
     ids = torch.full((len(heads), width), lm.pad_token)
     attention = torch.zeros_like(ids)
@@ -69,7 +72,7 @@ def _continue(lm: LanguageModel, model: Any, heads: list[list[int]], config: Gen
     output = model.generate(
         input_ids=ids.to(lm.device), attention_mask=attention.to(lm.device), generation_config=config
     )
-    return [_until_end(lm, new) for new in output[:, width:].tolist()]
+    return output[:, width:].tolist()
 
 
 def _until_end(lm: LanguageModel, ids: list[int]) -> list[int]:

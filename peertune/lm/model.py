@@ -1,6 +1,7 @@
 """One causal language model with frozen base weights, and the LoRA adapters of the agents that share it."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
 from peertune.errors import ConfigError, PayloadError
+from peertune.lm.flops import Costs, Pass
 from peertune.lm.load import first_line, load_base, load_tokenizer
 from peertune.lm.lora import AdaptedLinear
 from peertune.lm.quiet import quiet
@@ -27,7 +29,8 @@ class LanguageModel:
     """A base model, its tokenizer and named adapters. Final; made by `load`.
 
     The base is fp32 on a CPU and bf16 on a GPU and is never trained; adapters are always fp32.
-    `parameters` counts the base. `max_length` is the context in tokens.
+    `parameters` counts the base. `max_length` is the context in tokens. `costs`: what is known of them, by adapter's
+    settings.
     """
 
     def __init__(self, source: str, base: Any, tokenizer: Any) -> None:
@@ -38,11 +41,14 @@ class LanguageModel:
         self.parameters = sum(parameter.numel() for parameter in base.parameters())
         self.max_length: int = getattr(base.config, "max_position_embeddings", None) or UNBOUNDED_CONTEXT
         self.pad_token: int = tokenizer.pad_token_id
+        self.costs: dict[AdapterSettings, Costs] = {}
         self.end_tokens: frozenset[int] = frozenset(base.generation_config.eos_token_id)
         self._base = base
         self._peft: PeftModel | None = None
         self._active = ""
         self._keys: dict[str, str] = {}  # agent's name -> peft's name, so that an agent may have any name
+        self._settings: dict[str, AdapterSettings] = {}
+        self._ran: dict[str, Counter[Pass]] = {}
 
     @classmethod
     def load(cls, source: str, device: str = "cpu") -> "LanguageModel":
@@ -70,7 +76,7 @@ class LanguageModel:
                 self._insert(key, self._lora(settings))
         except ValueError as error:
             raise ConfigError(f"{self.source} ({self.family}): {first_line(error)}") from error
-        self._keys[name] = key
+        self._keys[name], self._settings[name], self._ran[name] = key, settings, Counter()
         self._model().eval()
 
     def trainable(self, name: str) -> dict[str, torch.nn.Parameter]:
@@ -115,6 +121,18 @@ class LanguageModel:
         if train != model.training:
             model.train(train)
         yield model
+
+    def settings(self, name: str) -> AdapterSettings:
+        return self._settings[name]
+
+    def note(self, name: str, ran: Pass) -> None:
+        """A batch went through the model with this adapter."""
+        self._ran[name][ran] += 1
+
+    def take_passes(self, name: str) -> Counter[Pass]:
+        """What was noted of this adapter since the last call."""
+        taken, self._ran[name] = self._ran[name], Counter()
+        return taken
 
     def _insert(self, key: str, config: LoraConfig) -> None:
         if self._peft is None:

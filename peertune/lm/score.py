@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from peertune.lm.encode import IGNORED, Batch, Row, collate
+from peertune.lm.flops import Pass
 from peertune.lm.model import LanguageModel
 
 
@@ -20,6 +21,7 @@ def losses(lm: LanguageModel, adapter: str, rows: Sequence[Row], batch_size: int
             chosen = order[start : start + batch_size]
             batch = collate([rows[index] for index in chosen], lm.pad_token, lm.device)
             tokens = [rows[index].loss_tokens for index in chosen]
+            lm.note(adapter, Pass("forward", len(batch.ids), batch.ids.shape[1], sum(tokens)))
             of_rows = completion_losses(model, batch).double().cpu().split(tokens)
             for index, of_row in zip(chosen, of_rows, strict=True):
                 found[index] = (float(of_row.sum()), len(of_row))

@@ -7,6 +7,7 @@ import torch
 
 from peertune.errors import PeertuneError
 from peertune.lm.encode import Row, collate
+from peertune.lm.flops import Pass
 from peertune.lm.model import LanguageModel, check_tensors
 from peertune.lm.score import completion_losses
 from peertune.lm.seeding import seeded
@@ -49,6 +50,7 @@ class Trainer:
             for part in self._micro_batches(weighted):
                 batch = collate([row for row, _ in part], self.lm.pad_token, self.lm.device)
                 factors = torch.tensor([factor for row, factor in part for _ in range(row.loss_tokens)])
+                self.lm.note(self.adapter, Pass("training", len(batch.ids), batch.ids.shape[1], len(factors)))
                 share = completion_losses(model, batch) @ factors.to(self.lm.device)
                 share.backward()
                 loss += share.item()
