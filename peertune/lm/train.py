@@ -1,7 +1,7 @@
 """One agent's optimiser over its adapter."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 
@@ -22,11 +22,17 @@ class TrainingDiverged(PeertuneError):
 
 
 class Trainer:
-    """AdamW on one adapter: linear warm-up, gradient clipping, micro-batches. Final."""
+    """AdamW on one adapter: linear warm-up, gradient clipping, micro-batches. Final.
 
-    def __init__(self, lm: LanguageModel, adapter: str, settings: TrainingSettings) -> None:
+    `names`: which of its parameters, as in `lm.trainable`, are trained, clipped and in `state`; None = all.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, adapter: str, settings: TrainingSettings, names: Collection[str] | None = None
+    ) -> None:
         self.lm, self.adapter, self.settings = lm, adapter, settings
-        self._parameters = lm.trainable(adapter)
+        trainable = lm.trainable(adapter)
+        self._parameters = trainable if names is None else {name: trainable[name] for name in sorted(names)}
         self._optimizer = torch.optim.AdamW(
             list(self._parameters.values()),
             lr=settings.learning_rate,
@@ -44,7 +50,7 @@ class Trainer:
         A group of weight 0 is left out. `seed` decides dropout. Raises `TrainingDiverged` before anything changes.
         """
         weighted = _with_factors(groups)
-        self._optimizer.zero_grad(set_to_none=True)
+        self.discard()
         loss = 0.0
         with self.lm.using(self.adapter, train=True) as model, seeded(seed, self.lm.device):
             for part in self._micro_batches(weighted):
@@ -54,9 +60,20 @@ class Trainer:
                 share = completion_losses(model, batch) @ factors.to(self.lm.device)
                 share.backward()
                 loss += share.item()
+        self.apply(loss)
+        return loss
+
+    def apply(self, loss: float | None = None) -> None:
+        """One optimiser step with the gradients that are there, of `loss` (nats; None = somebody else knows it).
+
+        Raises `TrainingDiverged` before anything changes.
+        """
         self._check_finite(loss)
         self._update()
-        return loss
+
+    def discard(self) -> None:
+        """Forget the gradients of a step that was not taken."""
+        self._optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Adapter, AdamW moments and step counter as CPU tensors; `load_state` restores the same bits."""
@@ -72,9 +89,10 @@ class Trainer:
     def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Continue from `state()`. Raises `PayloadError`, and changes nothing, if names or shapes differ."""
         check_tensors(tensors, self.state())
-        self.lm.load_adapter(self.adapter, {name: tensors[f"adapter/{name}"] for name in self._parameters})
         self._steps = int(tensors["steps"])
         for name, parameter in self._parameters.items():
+            with torch.no_grad():
+                parameter.copy_(tensors[f"adapter/{name}"])
             kept = {moment: tensors[f"{moment}/{name}"].to(parameter.device, copy=True) for moment in MOMENTS}
             step = torch.tensor(float(self._steps), device=parameter.device)
             self._optimizer.state[parameter] = {"step": step, **kept}
@@ -82,20 +100,19 @@ class Trainer:
     def _micro_batches(self, weighted: list[tuple[Row, float]]) -> Iterator[list[tuple[Row, float]]]:
         """Rows of similar length together, so that there is little padding."""
         ordered = sorted(weighted, key=lambda item: len(item[0].ids))
-        size = math.ceil(len(ordered) / self.settings.accumulate)
-        if self.lm.device.type == "cpu":
-            size = min(size, ROWS_ON_CPU)
+        size = micro_batch(len(ordered), self.settings.accumulate, self.lm.device)
         for start in range(0, len(ordered), size):
             yield ordered[start : start + size]
 
-    def _check_finite(self, loss: float) -> None:
+    def _check_finite(self, loss: float | None) -> None:
         norm = torch.nn.utils.clip_grad_norm_(list(self._parameters.values()), self.settings.clip_norm)
-        if math.isfinite(loss) and bool(torch.isfinite(norm)):
+        if (loss is None or math.isfinite(loss)) and bool(torch.isfinite(norm)):
             return
-        self._optimizer.zero_grad(set_to_none=True)
+        self.discard()
+        known = "" if loss is None else f"loss {loss:g} and "
         raise TrainingDiverged(
-            f"step {self._steps + 1} of {self.lm.source}: expected a finite loss and gradient, found loss "
-            f"{loss:g} and gradient norm {float(norm):g}; the adapter is unchanged. Lower learning_rate."
+            f"step {self._steps + 1} of {self.lm.source}: expected a finite loss and gradient, found {known}"
+            f"gradient norm {float(norm):g}; the adapter is unchanged. Lower learning_rate."
         )
 
     def _update(self) -> None:
@@ -103,8 +120,14 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * warm
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self.discard()
         self._steps += 1
+
+
+def micro_batch(rows: int, accumulate: int, device: torch.device) -> int:
+    """How many of `rows` go through the model at once."""
+    size = math.ceil(rows / accumulate)
+    return min(size, ROWS_ON_CPU) if device.type == "cpu" else size
 
 
 def _with_factors(groups: Sequence[tuple[Sequence[Row], float]]) -> list[tuple[Row, float]]:

@@ -1,0 +1,244 @@
+"""The two halves of a split model and the graphs that they keep between messages (SplitFed, arXiv:2004.12088).
+
+One step of one client, U-shape, labels at home (arXiv:1812.00564), 2 round trips:
+
+    smashed        = client.lower(samples)               client -> server   hidden states
+    hidden         = server.middle(name, smashed)        server -> client   hidden states
+    loss, gradient = client.loss(hidden)                 client -> server   gradient of `hidden`
+    gradient       = server.back(name, gradient)         server -> client   gradient of `smashed.hidden`; steps
+    client.back(gradient)                                                   steps
+
+Plain, the head and the labels at the server, 1 round trip:
+
+    smashed        = client.lower(samples)               client -> server   hidden states, labels
+    loss, gradient = server.loss(smashed)                server -> client   gradient; steps
+    client.back(gradient)                                                   steps
+
+Without dropout, and where nobody clips, a step is that of `Trainer.step` on the whole model. Each side clips the
+gradient of its own parameters. All rows of a step travel together, and their graphs are in memory together.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from peertune.errors import MethodError, PayloadError
+from peertune.lm.cut import Cut, Parts
+from peertune.lm.model import LanguageModel
+from peertune.lm.ragged import NO_INTEGERS, Bucket, Sample, Smashed, buckets, check, flat_reads, pack, unpack
+from peertune.lm.seeding import seeded
+from peertune.lm.settings import TrainingSettings
+from peertune.lm.train import Trainer, micro_batch
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    """A forward pass that waits for the gradient of its `outputs`; leaves and outputs are packed, fp32 [n, width]."""
+
+    leaves: list[Tensor]
+    outputs: list[Tensor]
+
+    def backward(self, gradient: np.ndarray) -> None:
+        width, device = self.outputs[0].shape[1], self.outputs[0].device
+        pieces = _pieces(gradient, [len(output) for output in self.outputs], width, device)
+        for output, piece in zip(self.outputs, pieces, strict=True):
+            output.backward(piece)
+
+
+@dataclass(slots=True)
+class _Step:
+    """One step of a client: its batch, the labels int64 [M], its lower part's graph, and the loss once it is known."""
+
+    batch: list[Bucket]
+    targets: Tensor
+    graph: _Graph
+    loss: float | None = None
+
+
+class ClientHalf:
+    """Lower part and, in the U-shape, head of one client's model; `trainer` owns their LoRA parameters. Final.
+
+    Raises `MethodError`: a model that cannot be cut so, a call out of turn; `PayloadError`: an answer of another
+    shape; `TrainingDiverged`. After an error `lower` starts a new step.
+    """
+
+    def __init__(self, lm: LanguageModel, adapter: str, cut: Cut, settings: TrainingSettings) -> None:
+        self.parts = Parts(lm, adapter, cut)
+        self.trainer = Trainer(lm, adapter, settings, self.parts.owned(client=True))
+        self._step: _Step | None = None
+
+    def lower(self, samples: Sequence[Sample], seed: int) -> Smashed:
+        """Run the lower part and keep its graph. `seed` decides dropout: give each call, and each side, its own."""
+        ordered = sorted(samples, key=lambda sample: len(sample.ids))
+        lengths = np.array([len(sample.ids) for sample in ordered], np.int32)
+        targets = np.array([target for sample in ordered for target in sample.targets], np.int32)
+        if not len(targets):
+            raise ValueError(f"{len(ordered)} rows, but no token with loss")
+        reads = flat_reads(ordered)
+        batch = _batch(self.trainer, lengths, reads)
+        rows = iter(ordered)
+        self.trainer.discard()
+        with _training(self.trainer, seed):
+            outputs = [self._run([next(rows).ids for _ in part.lengths], part) for part in batch]
+        labels = torch.tensor(targets, dtype=torch.long, device=self.trainer.lm.device)
+        self._step = _Step(batch, labels, _Graph([], outputs))
+        if self.parts.cut.plain:
+            return Smashed(_joined(outputs), lengths, reads, targets)
+        return Smashed(_joined(outputs), lengths, NO_INTEGERS if self.parts.whole_return else reads, NO_INTEGERS)
+
+    def loss(self, hidden: np.ndarray, seed: int) -> tuple[float, np.ndarray]:
+        """U-shape: mean cross-entropy over all reads (nats), and the gradient of `hidden`, of the same shape.
+
+        `hidden`: what `ServerHalf.middle` returned. The head's own gradients stay for the step in `back`.
+        """
+        step = self._current()
+        whole = self.parts.whole_return
+        sizes = [part.tokens if whole else len(part.rows) for part in step.batch]
+        pieces = _pieces(hidden, sizes, self.parts.width, self.trainer.lm.device)
+        leaves = [piece.requires_grad_() for piece in pieces]
+        self.trainer.discard()
+        with _training(self.trainer, seed):
+            read = (self._upper(leaf, part) if whole else leaf for leaf, part in zip(leaves, step.batch, strict=True))
+            step.loss = _backward_of_loss(self.parts, read, step.batch, step.targets)
+        return step.loss, _joined([_gradient(leaf) for leaf in leaves])
+
+    def back(self, gradient: np.ndarray) -> None:
+        """Finish the backward pass with the gradient of `Smashed.hidden`, fp32 [N, width], and take the step."""
+        step = self._current()
+        if step.loss is None and not self.parts.cut.plain:
+            raise MethodError("split: a gradient came before the loss of its step was asked for; call `loss` first")
+        self._step = None
+        with _training(self.trainer):
+            step.graph.backward(gradient)
+        self.trainer.apply(step.loss)
+
+    def _current(self) -> _Step:
+        if self._step is None:
+            raise MethodError("split: this client has no step under way; call `lower` first")
+        return self._step
+
+    def _run(self, ids: Sequence[Sequence[int]], part: Bucket) -> Tensor:
+        width = max(len(row) for row in ids)
+        padding = [self.trainer.lm.pad_token] * width
+        padded = torch.tensor([[*row, *padding[len(row) :]] for row in ids], device=self.trainer.lm.device)
+        return pack(self.parts.lower(padded, self.parts.mask_of(part.lengths)), part.lengths).float()
+
+    def _upper(self, leaf: Tensor, part: Bucket) -> Tensor:
+        hidden = unpack(leaf.to(self.parts.dtype), part.lengths)
+        return self.parts.upper(hidden, self.parts.mask_of(part.lengths))[part.rows, part.places]
+
+
+class ServerHalf:
+    """Middle part and, in the plain variant, head; `trainer` owns their LoRA parameters. Final.
+
+    One for each client, each with its own adapter (SplitFed V1), or one for all (V2): a step for one client then drops
+    the graphs of the others, so let clients take turns. Refuses more than `settings.batch_size` rows or rows of more
+    than `settings.max_length` tokens. Raises `MethodError`: a model that cannot be cut so, a call out of turn;
+    `PayloadError`: what a client sent cannot be; `TrainingDiverged`.
+    """
+
+    def __init__(self, lm: LanguageModel, adapter: str, cut: Cut, settings: TrainingSettings) -> None:
+        self.parts = Parts(lm, adapter, cut)
+        self.trainer = Trainer(lm, adapter, settings, self.parts.owned(client=False))
+        self._graphs: dict[str, _Graph] = {}
+
+    def middle(self, client: str, smashed: Smashed, seed: int) -> np.ndarray:
+        """U-shape: the hidden states that the client's head needs, fp32 [N, width], or [M, width] of `reads` only."""
+        batch, leaves = self._open(smashed)
+        whole = self.parts.whole_return
+        outputs = []
+        with _training(self.trainer, seed):
+            for leaf, part in zip(leaves, batch, strict=True):
+                hidden = self._run(leaf, part)
+                outputs.append((pack(hidden, part.lengths) if whole else hidden[part.rows, part.places]).float())
+        self._graphs[client] = _Graph(leaves, outputs)
+        return _joined(outputs)
+
+    def back(self, client: str, gradient: np.ndarray) -> np.ndarray:
+        """U-shape: step with the gradient of what `middle` returned; returns that of the smashed data [N, width]."""
+        graph = self._graphs.pop(client, None)
+        if graph is None:
+            raise MethodError(
+                f"split: no hidden states of {client!r} are waiting for a gradient: none came, or a step for another "
+                "client of the same adapter dropped them; call `middle`, then `back`, for one client after the other"
+            )
+        self.trainer.discard()
+        with _training(self.trainer):
+            graph.backward(gradient)
+        return self._apply(graph.leaves)
+
+    def loss(self, smashed: Smashed, seed: int) -> tuple[float, np.ndarray]:
+        """Plain: step; returns the mean cross-entropy (nats) and the gradient of the smashed data, fp32 [N, width]."""
+        batch, leaves = self._open(smashed)
+        if not len(smashed.reads) == len(smashed.targets) > 0:
+            raise PayloadError(f"expected a label for each of {len(smashed.reads)} reads, found {len(smashed.targets)}")
+        targets = torch.tensor(smashed.targets, dtype=torch.long, device=self.trainer.lm.device)
+        self.trainer.discard()
+        with _training(self.trainer, seed):
+            read = (self._run(leaf, part)[part.rows, part.places] for leaf, part in zip(leaves, batch, strict=True))
+            loss = _backward_of_loss(self.parts, read, batch, targets)
+        return loss, self._apply(leaves, loss)
+
+    def _open(self, smashed: Smashed) -> tuple[list[Bucket], list[Tensor]]:
+        lm, settings = self.trainer.lm, self.trainer.settings
+        check(smashed, settings.batch_size, min(settings.max_length, lm.max_length))
+        batch = _batch(self.trainer, smashed.lengths, smashed.reads)
+        pieces = _pieces(smashed.hidden, [part.tokens for part in batch], self.parts.width, lm.device)
+        return batch, [piece.requires_grad_() for piece in pieces]
+
+    def _run(self, leaf: Tensor, part: Bucket) -> Tensor:
+        hidden = unpack(leaf.to(self.parts.dtype), part.lengths)
+        return self.parts.middle(hidden, self.parts.mask_of(part.lengths))
+
+    def _apply(self, leaves: list[Tensor], loss: float | None = None) -> np.ndarray:
+        self._graphs.clear()  # they hold the parameters as they were before this step
+        self.trainer.apply(loss)
+        return _joined([_gradient(leaf) for leaf in leaves])
+
+
+@contextmanager
+def _training(trainer: Trainer, seed: int = 0) -> Iterator[None]:
+    """Forward and backward alike: autograd leaves out the parameters of an adapter that is not in use."""
+    with trainer.lm.using(trainer.adapter, train=True), seeded(seed, trainer.lm.device):
+        yield
+
+
+def _batch(trainer: Trainer, lengths: np.ndarray, reads: np.ndarray) -> list[Bucket]:
+    size = micro_batch(len(lengths), trainer.settings.accumulate, trainer.lm.device)
+    return buckets(lengths, reads, size, trainer.lm.device)
+
+
+def _backward_of_loss(parts: Parts, read: Iterable[Tensor], batch: list[Bucket], targets: Tensor) -> float:
+    """Mean cross-entropy (nats) over all of `targets`; `read`: for each bucket the hidden states [m, width]."""
+    loss = 0.0
+    shares = targets.split([len(part.rows) for part in batch])
+    for hidden, target in zip(read, shares, strict=True):
+        logits = parts.readout(hidden).float()
+        if bool(((target < 0) | (target >= logits.shape[1])).any()):
+            raise PayloadError(f"expected labels from 0 to {logits.shape[1] - 1}")
+        losses = cross_entropy(logits, target, reduction="none")
+        share = losses @ torch.full_like(losses, 1 / len(targets))
+        share.backward()
+        loss += share.item()
+    return loss
+
+
+def _pieces(packed: np.ndarray, sizes: Sequence[int], width: int, device: torch.device) -> list[Tensor]:
+    """fp32 [sum of sizes, width] -> one tensor [size, width] for each. Raises `PayloadError` if it is not."""
+    expected = (sum(sizes), width)
+    if packed.shape != expected or packed.dtype != np.float32:
+        raise PayloadError(f"expected float32 {expected}, found {packed.dtype} {packed.shape}")
+    return list(torch.tensor(packed, device=device).split(list(sizes)))
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def _joined(parts: Sequence[Tensor]) -> np.ndarray:
+    return torch.cat([part.detach() for part in parts]).cpu().numpy()
