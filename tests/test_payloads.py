@@ -19,6 +19,7 @@ from peertune.payloads import (
     PROFILE_SIZE,
     Change,
     Claims,
+    Factors,
     Gain,
     Number,
     Payload,
@@ -57,6 +58,7 @@ numerals, bits = st.integers(0, (1 << 16) - 1), st.integers(0, 1)
 drafts = st.lists(st.tuples(numerals, bits, bits), max_size=8)  # what one claims of each
 payloads: dict[str, st.SearchStrategy[Payload]] = {
     "number": st.builds(Number, numbers),
+    "factors": st.builds(Factors, st.sampled_from(["A", "B", "R", "AB", "AR", "BR", "ABR"])),
     "texts": st.builds(Texts, st.lists(texts, max_size=8).map(tuple)),
     "records": st.builds(Records, st.lists(st.builds(Record, texts, texts), max_size=8).map(tuple)),
     "profile": st.builds(
@@ -165,6 +167,7 @@ GOLDEN = [
         Claims((7, 65535), (1, 0), (0, 1)),
         "50540106636c61696d7383a873757270726973659207cdffffa76f666665726564920100a7736574746c6564920001",
     ),
+    (Factors("AB"), "50540107666163746f727381a76c657474657273a24142"),
     (
         Verdicts((1, 0)),
         "50540108766572646963747381a6706173736564920100",
@@ -234,6 +237,10 @@ OUT_OF_BOUNDS = {
     "gain probe huge": gain(0.0, 0.0, 0.0, probe=Change(0.0, 1.1e9, 0.0)),
     "gain probe NaN": gain(0.0, 0.0, 0.0, probe=Change(float("nan"), 0.0, 0.0)),
     "gain kept number": Gain(Change(0.0, 0.0, 0.0), None, 0.0, 1),  # pyright: ignore[reportArgumentType]
+    "factors none": Factors(""),
+    "factors unknown": Factors("C"),
+    "factors in another order": Factors("BA"),
+    "factors with newline": Factors("A\n"),
     "picks negative": Picks((-1,)),
     "picks too large": Picks((1 << 16,)),
     "picks too many": Picks((0,) * ((1 << 16) + 1)),

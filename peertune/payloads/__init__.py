@@ -7,6 +7,7 @@ from peertune.payloads.values import (
     PROFILE_SIZE,
     Change,
     Claims,
+    Factors,
     Gain,
     Number,
     Picks,
@@ -21,6 +22,7 @@ from peertune.payloads.values import (
 from peertune.payloads.wire import PAYLOADS, decode, encode, kind_of
 
 __all__ = [
-    "PAYLOADS", "PROFILE_LIMIT", "PROFILE_SIZE", "Arrays", "Change", "Claims", "Gain", "Number", "Payload", "Picks",
-    "Profile", "Receipt", "Record", "Records", "Scores", "Texts", "Verdicts", "Weights", "decode", "encode", "kind_of",
+    "PAYLOADS", "PROFILE_LIMIT", "PROFILE_SIZE", "Arrays", "Change", "Claims", "Factors", "Gain", "Number", "Payload",
+    "Picks", "Profile", "Receipt", "Record", "Records", "Scores", "Texts", "Verdicts", "Weights", "decode", "encode",
+    "kind_of",
 ]  # fmt: skip

@@ -22,6 +22,13 @@ class Number(Payload, frozen=True):
         finite("number", [self.value], 1e18)
 
 
+class Factors(Payload, frozen=True):
+    """Which factors of a LoRA adapter are meant: A, B, and R, the core of B R A."""
+
+    kind: ClassVar[str] = "factors"
+    letters: Annotated[str, Meta(pattern=r"^A?B?R?\Z", min_length=1)]
+
+
 class Texts(Payload, frozen=True):
     """Prompts, or the completions that an agent wrote for them: one string an example."""
 

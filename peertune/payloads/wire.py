@@ -12,6 +12,7 @@ from peertune.payloads.arrays import Arrays, Weights, decode_arrays, encode_arra
 from peertune.payloads.base import Payload
 from peertune.payloads.values import (
     Claims,
+    Factors,
     Gain,
     Number,
     Picks,
@@ -24,10 +25,8 @@ from peertune.payloads.values import (
 )
 
 VERSION = 1
-PAYLOADS: dict[str, type[Payload]] = {
-    payload.kind: payload
-    for payload in (Number, Texts, Records, Picks, Claims, Verdicts, Profile, Gain, Scores, Receipt, Weights)
-}
+_KINDS = (Number, Factors, Texts, Records, Picks, Claims, Verdicts, Profile, Gain, Scores, Receipt, Weights)
+PAYLOADS: dict[str, type[Payload]] = {payload.kind: payload for payload in _KINDS}
 
 
 def encode(payload: Payload) -> bytes:
