@@ -189,6 +189,15 @@ def test_a_classifier_counts_too() -> None:
     assert saved_bytes(model, lambda: losses(4, 30)) == sum(found.saved_parts(4, 30, 4))
 
 
+def test_a_model_without_a_list_of_blocks_is_one_part() -> None:
+    model = torch.nn.Linear(WIDTH, WIDTH, bias=False)
+    model.config = BertConfig(num_hidden_layers=2)
+    found = measure(model, [model.weight], 0, lambda rows, width: model(torch.ones(rows, width, WIDTH)))
+    products = 2 * WIDTH**2 * 5 * 7
+    assert found.forward_parts(5, 7, 5) == found.backward_parts(5, 7, 5) == [products]
+    assert found.saved_parts(5, 7, 5) == [4 * WIDTH * 5 * 7]
+
+
 def test_calibration_leaves_no_trace(tmp_path: Path) -> None:
     lm = load(tmp_path, "gpt2")  # the one with dropout in its base, which draws
     trainer = Trainer(lm, "a", TrainingSettings())

@@ -10,7 +10,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from peertune.lm.encode import IGNORED, Batch
+from peertune.lm.encode import Batch, Row, collate
 from peertune.lm.flops import SHAPES, Costs, Monomials, fit
 from peertune.lm.model import LanguageModel
 from peertune.lm.score import completion_losses
@@ -68,9 +68,10 @@ def measure(
 
 
 def blocks(model: Any) -> list[torch.nn.Module]:
-    """The transformer's blocks, lowest first."""
-    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    return next(list(found) for found in lists if len(found) == model.config.get_text_config().num_hidden_layers)
+    """The transformer's blocks, lowest first; none where they are not in one list: all of it is one part then."""
+    layers = model.config.get_text_config().num_hidden_layers
+    lists = (list(module) for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    return next((found for found in lists if len(found) == layers), [])
 
 
 class _Probe:
@@ -113,7 +114,8 @@ class _Probe:
     @contextmanager
     def _at_borders(self, stack: list[torch.nn.Module]) -> Iterator[None]:
         hooks = [block.register_forward_pre_hook(lambda _, inputs: self._pass_border(inputs[0])) for block in stack]
-        hooks.append(stack[-1].register_forward_hook(lambda _, inputs, output: self._pass_border(_first(output))))
+        for last in stack[-1:]:
+            hooks.append(last.register_forward_hook(lambda _, inputs, output: self._pass_border(_first(output))))
         try:
             yield
         finally:
@@ -139,8 +141,8 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 def _batch(lm: LanguageModel, rows: int, width: int) -> Batch:
-    """Any tokens; the last of each row has loss."""
-    ids = torch.zeros(rows, width, dtype=torch.int64)
-    labels = torch.full_like(ids, IGNORED)
-    labels[:, -1] = 0
-    return Batch(ids.to(lm.device), labels.to(lm.device))
+    """Any tokens; the last of each row has loss, or its class. One row of a classifier is shorter: its mask costs."""
+    if not lm.labels:
+        return collate([Row((0,) * width, width - 1, False)] * rows, lm.pad_token, lm.device)
+    lengths = [width - 1, *[width] * (rows - 1)]
+    return collate([Row((0,) * length, length, False, label=0) for length in lengths], lm.pad_token, lm.device)
