@@ -162,6 +162,12 @@ def test_also_with_eager_attention_and_in_several_micro_batches() -> None:
     assert_all_are_the_whole(lm, (Cut(1), Cut(1, 3), Cut(2, plain=True)), texts(rows=11))
 
 
+def test_also_on_bf16_weights() -> None:
+    """As on a GPU: hidden states travel as fp32, which holds all of bf16."""
+    lm = model("gpt2", dtype=torch.bfloat16)
+    assert_all_are_the_whole(lm, (Cut(1), Cut(1, 3), Cut(2, plain=True)), texts())
+
+
 def of_whole_classifier(lm: LanguageModel, samples: Sequence[Sample]) -> tuple[float, dict[str, torch.Tensor]]:
     """Mean cross-entropy of a padded batch by the model's own forward, and the gradients."""
     ordered = sorted(samples, key=lambda sample: len(sample.ids))
@@ -341,6 +347,21 @@ def test_a_step_that_was_given_up_leaves_no_trace() -> None:
         pair.server.back("c", hidden[1:])
     assert pair.step(samples) == loss
     assert_same(pair.gradients(), undisturbed.gradients())
+
+
+def test_the_loss_may_be_asked_for_again() -> None:
+    lm = model("llama")
+    client, server = ClientHalf(lm, "client", Cut(1, 3), SETTINGS), ServerHalf(lm, "server", Cut(1, 3), SETTINGS)
+    seen = gradients(client.trainer)
+    found = []
+    for times in (1, 2):
+        reset(lm)
+        hidden = server.middle("c", client.lower([completion(row) for row in texts()], 1), 2)
+        losses = [client.loss(hidden, 3) for _ in range(times)]
+        client.back(server.back("c", losses[-1][1]))
+        found.append((losses[-1][0], dict(seen)))
+    assert found[0][0] == found[1][0]
+    assert_same(found[1][1], found[0][1])
 
 
 def test_dropout_follows_the_seeds_only() -> None:

@@ -67,7 +67,7 @@ class Parts:
     """The parts of a model. Final. To be called within `lm.using(adapter)`, backward as well.
 
     All hidden states are [rows, tokens, width] with padding on the right; `mask` is that of `mask_of`. `upper` is
-    blocks[last:] and None where there are none; `readout`: [n, width] -> logits [n, classes]. `names`: the LoRA
+    blocks[last:], the identity where there are none; `readout`: [n, width] -> logits [n, classes]. `names`: the LoRA
     parameters of lower, middle and head as in `lm.trainable`. Raises `MethodError`: an architecture that is not
     known here, a cut outside of the model.
     """

@@ -43,11 +43,13 @@ class _Graph:
     leaves: list[Tensor]
     outputs: list[Tensor]
 
-    def backward(self, gradient: np.ndarray) -> None:
+    def backward(self, gradient: np.ndarray, trainer: Trainer) -> None:
         width, device = self.outputs[0].shape[1], self.outputs[0].device
         pieces = _pieces(gradient, [len(output) for output in self.outputs], width, device)
-        for output, piece in zip(self.outputs, pieces, strict=True):
-            output.backward(piece)
+        # autograd leaves out the parameters of an adapter that is not in use, though they are in the graph
+        with trainer.lm.using(trainer.adapter, train=True):
+            for output, piece in zip(self.outputs, pieces, strict=True):
+                output.backward(piece)
 
 
 @dataclass(slots=True)
@@ -87,14 +89,14 @@ class ClientHalf:
             outputs = [self._run([next(rows).ids for _ in part.lengths], part) for part in batch]
         labels = torch.tensor(targets, dtype=torch.long, device=self.trainer.lm.device)
         self._step = _Step(batch, labels, _Graph([], outputs))
-        if self.parts.cut.plain:
-            return Smashed(_joined(outputs), lengths, reads, targets)
-        return Smashed(_joined(outputs), lengths, NO_INTEGERS if self.parts.whole_return else reads, NO_INTEGERS)
+        sent = NO_INTEGERS if self.parts.whole_return else reads
+        return Smashed(_joined(outputs), lengths, sent, targets if self.parts.cut.plain else NO_INTEGERS)
 
     def loss(self, hidden: np.ndarray, seed: int) -> tuple[float, np.ndarray]:
         """U-shape: mean cross-entropy over all reads (nats), and the gradient of `hidden`, of the same shape.
 
-        `hidden`: what `ServerHalf.middle` returned. The head's own gradients stay for the step in `back`.
+        `hidden`: what `ServerHalf.middle` returned. The head's own gradients stay for the step in `back`; a second
+        call replaces them.
         """
         step = self._current()
         whole = self.parts.whole_return
@@ -103,7 +105,7 @@ class ClientHalf:
         leaves = [piece.requires_grad_() for piece in pieces]
         self.trainer.discard()
         with _training(self.trainer, seed):
-            read = (self._upper(leaf, part) if whole else leaf for leaf, part in zip(leaves, step.batch, strict=True))
+            read = (self._upper(leaf.to(self.parts.dtype), part) for leaf, part in zip(leaves, step.batch, strict=True))
             step.loss = _backward_of_loss(self.parts, read, step.batch, step.targets)
         return step.loss, _joined([_gradient(leaf) for leaf in leaves])
 
@@ -113,8 +115,7 @@ class ClientHalf:
         if step.loss is None and not self.parts.cut.plain:
             raise MethodError("split: a gradient came before the loss of its step was asked for; call `loss` first")
         self._step = None
-        with _training(self.trainer):
-            step.graph.backward(gradient)
+        step.graph.backward(gradient, self.trainer)
         self.trainer.apply(step.loss)
 
     def _current(self) -> _Step:
@@ -128,9 +129,11 @@ class ClientHalf:
         padded = torch.tensor([[*row, *padding[len(row) :]] for row in ids], device=self.trainer.lm.device)
         return pack(self.parts.lower(padded, self.parts.mask_of(part.lengths)), part.lengths).float()
 
-    def _upper(self, leaf: Tensor, part: Bucket) -> Tensor:
-        hidden = unpack(leaf.to(self.parts.dtype), part.lengths)
-        return self.parts.upper(hidden, self.parts.mask_of(part.lengths))[part.rows, part.places]
+    def _upper(self, hidden: Tensor, part: Bucket) -> Tensor:
+        if not self.parts.whole_return:
+            return hidden
+        upper = self.parts.upper(unpack(hidden, part.lengths), self.parts.mask_of(part.lengths))
+        return upper[part.rows, part.places]
 
 
 class ServerHalf:
@@ -168,8 +171,7 @@ class ServerHalf:
                 "client of the same adapter dropped them; call `middle`, then `back`, for one client after the other"
             )
         self.trainer.discard()
-        with _training(self.trainer):
-            graph.backward(gradient)
+        graph.backward(gradient, self.trainer)
         return self._apply(graph.leaves)
 
     def loss(self, smashed: Smashed, seed: int) -> tuple[float, np.ndarray]:
@@ -202,8 +204,7 @@ class ServerHalf:
 
 
 @contextmanager
-def _training(trainer: Trainer, seed: int = 0) -> Iterator[None]:
-    """Forward and backward alike: autograd leaves out the parameters of an adapter that is not in use."""
+def _training(trainer: Trainer, seed: int) -> Iterator[None]:
     with trainer.lm.using(trainer.adapter, train=True), seeded(seed, trainer.lm.device):
         yield
 
