@@ -67,6 +67,11 @@ RULES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
         ("ledger", "federation", "config", "tasks", "lm", "engines", "methods", "matchmakers", "profiles", *TOP),
     ),
     (
+        "a codec sees arrays",
+        ("codecs",),
+        ("payloads", "ledger", "federation", "config", "tasks", "lm", "engines", "methods", "matchmakers", *TOP, *HEAVY),
+    ),
+    (
         "files know no run",
         ("ledger", "checkpoint"),
         ("payloads", "federation", "config", "tasks", "lm", "engines", "methods", "matchmakers", *TOP),
@@ -135,6 +140,7 @@ LIGHT = (
     *("errors", "payloads", "ledger", "checkpoint", "profiles", "matchmakers", "aggregate", "methods", "federation"),
     *("partition", "evaluate", "config", "tasks", "report", "studies", "cli", "listing", "doctor", "terminal"),
     *("runs", "machine"),
+    "codecs",
 )
 
 
