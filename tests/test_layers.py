@@ -69,7 +69,7 @@ RULES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     (
         "a codec sees arrays",
         ("codecs",),
-        ("payloads", "ledger", "federation", "config", "tasks", "lm", "engines", "methods", "matchmakers", *TOP, *HEAVY),
+        ("payloads", "ledger", "federation", "config", "tasks", "lm", "engines", "methods", *TOP, *HEAVY),
     ),
     (
         "files know no run",
