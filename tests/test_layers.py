@@ -67,6 +67,16 @@ RULES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
         ("ledger", "federation", "config", "tasks", "lm", "engines", "methods", "matchmakers", "profiles", *TOP),
     ),
     (
+        "what clients know is numbers, and combined without a model",
+        ("knowledge", "ensemble"),
+        ("payloads", "ledger", "federation", "config", "tasks", "lm", "losses", "engines", "methods", *TOP, *HEAVY),
+    ),
+    (
+        "a loss knows tensors",
+        ("losses",),
+        ("payloads", "knowledge", "ledger", "federation", "config", "tasks", "lm", "engines", "methods", *TOP),
+    ),
+    (
         "a codec sees arrays",
         ("codecs",),
         ("payloads", "ledger", "federation", "config", "tasks", "lm", "engines", "methods", *TOP, *HEAVY),
@@ -139,7 +149,7 @@ def test_imports_point_one_way(rooms: tuple[str, ...], forbidden: tuple[str, ...
 LIGHT = (
     *("errors", "payloads", "ledger", "checkpoint", "profiles", "matchmakers", "aggregate", "methods", "federation"),
     *("partition", "evaluate", "config", "tasks", "report", "studies", "cli", "listing", "doctor", "terminal"),
-    *("runs", "machine"),
+    *("runs", "machine", "knowledge", "ensemble"),
     "codecs",
 )
 

@@ -1,0 +1,172 @@
+"""What a student loses against a teacher's distribution, in memory that does not grow with the number of positions.
+
+The logits of a position take 4 B x V (0.5 MB of a vocabulary of 128k), and a plain loss holds several copies of them
+for all positions. Here they are made for `chunk` positions at a time and turned into their own gradient, in place,
+while they are there; what stays is the gradient of the hidden states (Liger kernels, arXiv:2410.10989, on the
+cross-entropy). The price: no second derivative.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What a teacher expects at n positions: log-probabilities (nats) at temperature 1, and ids.
+
+    Sparse: `logp` [n, k] of the tokens `ids` [n, k], each id once in a row, and `tail` [n], the log of the probability
+    of all other tokens, -inf where the ids are all there are. An entry with `logp` -inf is padding and repeats an id
+    of its row. Dense: `logp` [n, V], `ids` and `tail` are None. Need not sum to one: the loss normalises.
+    """
+
+    logp: Tensor
+    ids: Tensor | None = None
+    tail: Tensor | None = None
+
+    def split(self, size: int) -> list["Teacher"]:
+        """Views of `size` positions each; of the last, of fewer."""
+        if self.ids is None or self.tail is None:
+            return [Teacher(part) for part in self.logp.split(size)]
+        parts = zip(self.logp.split(size), self.ids.split(size), self.tail.split(size), strict=True)
+        return [Teacher(*part) for part in parts]
+
+
+@torch.no_grad()
+def most_probable(
+    hidden: Tensor, head_weight: Tensor, head_bias: Tensor | None, k: int | None, chunk: int = 64
+) -> Teacher:
+    """What a model expects at n positions: its k most probable tokens, by falling probability; None: all, dense.
+
+    `hidden` [n, d], `head_weight` [V, d], `head_bias` [V]. Ids are int32. The tail is added up over the other tokens.
+    Memory: 8 B x `chunk` x V and the result.
+    """
+    parts = [_known(torch.nn.functional.linear(rows, head_weight, head_bias), k) for rows in hidden.split(chunk)]
+    if k is None:
+        return Teacher(torch.cat([part.logp for part in parts]))
+    logp, ids, tail = zip(*((part.logp, part.ids, part.tail) for part in parts), strict=True)
+    return Teacher(torch.cat(logp), torch.cat(ids), torch.cat(tail))
+
+
+def _known(logits: Tensor, k: int | None) -> Teacher:
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if k is None:
+        return Teacher(torch.log_softmax(logits, 1))
+    listed, ids = logits.topk(min(k, logits.shape[1]))
+    tail = logits.scatter_(1, ids, -torch.inf).logsumexp(1)
+    total = torch.logaddexp(listed.logsumexp(1), tail)
+    return Teacher(listed - total[:, None], ids.int(), tail - total)
+
+
+def distillation_loss(
+    hidden: Tensor,
+    head_weight: Tensor,
+    head_bias: Tensor | None,
+    teacher: Teacher,
+    temperature: float = 1.0,
+    chunk: int = 64,
+) -> Tensor:
+    """T^2 KL(teacher || student), the mean over positions, in nats (Hinton et al. 2015, arXiv:1503.02531).
+
+    `hidden` [n, d]: the inputs of the head, `head_weight` [V, d], `head_bias` [V]; gradients go to those of the three
+    that need one. Memory: 4 B x `chunk` x V (a dense teacher: seven times that) and a gradient of each; on a GPU a larger
+    chunk is faster.
+
+    A sparse teacher knows k tokens and how probable the others are together. Both sides are then k+1 classes: nothing
+    is said of single tokens in the tail, no zero stands for what was not sent. The temperature flattens these classes:
+    p_i^(1/T), normalised. So the sender need not know T, the loss is 0 exactly where all k+1 probabilities are the
+    teacher's, and with k = V it is the dense loss. (To flatten all V tokens and add up the tail afterwards would let
+    the tail decide: at T = 2 and V = 128k, 0.05 of the probability, spread evenly, would weigh 80 times a certain
+    token.)
+
+    With one token of `logp` 0 and a tail of -inf, this is the cross-entropy of a label.
+    Raises `ValueError` if there is no position, or not one row of the teacher for each.
+    """
+    if not len(hidden) or len(teacher.logp) != len(hidden):
+        raise ValueError(
+            f"expected one row of the teacher for each of one or more positions, "
+            f"found {len(teacher.logp)} rows for {len(hidden)} positions"
+        )
+    return _Distillation.apply(hidden, head_weight, head_bias, teacher.split(chunk), temperature)  # pyright: ignore
+
+
+class _Distillation(torch.autograd.Function):
+    """The loss, and in the same pass its gradients."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, teachers: list[Teacher], temperature: float
+    ) -> Tensor:
+        gradients = [
+            torch.zeros_like(each) if each is not None and needed else None
+            for each, needed in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
+        ]
+        losses, start = [], 0
+        for teacher in teachers:
+            rows = slice(start, start + len(teacher.logp))
+            loss, of_logits = _loss(torch.nn.functional.linear(hidden[rows], weight, bias), teacher, temperature)
+            _add(gradients, hidden, rows, weight, of_logits)
+            losses.append(loss)
+            start = rows.stop
+            del of_logits  # else it would stay while the next logits are made
+        ctx.positions = start
+        ctx.save_for_backward(*gradients)
+        return torch.stack(losses).sum() / start
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        scale = gradient / ctx.positions
+        scaled = [None if each is None else (each * scale).to(each.dtype) for each in ctx.saved_tensors]
+        return *scaled, None, None
+
+
+def _add(gradients: list[Tensor | None], hidden: Tensor, rows: slice, weight: Tensor, of_logits: Tensor) -> None:
+    """Add what the gradient of the logits of `rows` makes of those of the hidden states, the weight and the bias."""
+    of_hidden, of_weight, of_bias = gradients
+    if of_hidden is not None:
+        torch.mm(of_logits, weight, out=of_hidden[rows])
+    if of_weight is not None:
+        of_weight.addmm_(of_logits.T, hidden[rows])
+    if of_bias is not None:
+        of_bias += of_logits.sum(0)
+
+
+def _loss(logits: Tensor, teacher: Teacher, temperature: float) -> tuple[Tensor, Tensor]:
+    """The sum of the losses of some positions, and its gradient by their logits [n, V], which are overwritten."""
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if teacher.ids is None:
+        loss, gradient = _divergence(precise, teacher.logp, temperature)
+    else:
+        loss, gradient = _sparse(precise, teacher, temperature)
+    return loss, gradient.to(logits.dtype)
+
+
+def _sparse(logits: Tensor, teacher: Teacher, temperature: float) -> tuple[Tensor, Tensor]:
+    """The sum of losses over k+1 classes, and its gradient, which takes the place of `logits` [n, V].
+
+    The logit of the class "all others" is the logsumexp of theirs, added up over them alone: exact however small
+    it is, where log(1 - sum of the listed) would cancel.
+    """
+    assert teacher.ids is not None and teacher.tail is not None
+    ids = teacher.ids.long()
+    listed = logits.gather(1, ids).masked_fill_(teacher.logp.isneginf(), -torch.inf)
+    logits.scatter_(1, ids, -torch.inf)
+    top = logits.amax(1, keepdim=True).clamp_min_(torch.finfo(logits.dtype).min)  # finite even if nothing is left
+    mass = logits.sub_(top).exp_().sum(1, keepdim=True)  # 0 if nothing is left, else 1 or more
+    classes = torch.cat([listed, top + mass.log()], 1)
+    loss, gradient = _divergence(classes, torch.cat([teacher.logp, teacher.tail[:, None]], 1), temperature)
+    logits.mul_(gradient[:, -1:] / mass.clamp_min(1.0))  # of the class's logit, shared out by softmax within it
+    return loss, logits.scatter_add_(1, ids, gradient[:, :-1])
+
+
+def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The sum over rows of T^2 KL(softmax(teacher / T) || softmax(student / T)), and its gradient by `student`."""
+    expected = torch.log_softmax(teacher.to(student.dtype) / temperature, 1)
+    found = torch.log_softmax(student / temperature, 1)
+    probability = expected.exp()
+    loss = torch.where(probability > 0, probability * (expected - found), 0.0).sum() * temperature**2
+    return loss, found.exp_().sub_(probability).mul_(temperature)
