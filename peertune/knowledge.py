@@ -49,8 +49,8 @@ class Knowledge:
         k, total = int(counts.max(initial=1)), int(counts.sum(dtype=np.int64))
         if (counts < 0).any() or not total == len(ids) == len(logp) or len(counts) * k > MAX_ENTRIES:
             raise PayloadError(
-                f"knowledge: expected counts that sum to {len(ids)} ids and as many log-probabilities, and a table of at "
-                f"most {MAX_ENTRIES} entries; found {len(logp)}, and {len(counts)} rows of up to {k}, in all {total}"
+                f"knowledge: expected counts that sum to {len(ids)} ids and as many log-probabilities, and a table of "
+                f"at most {MAX_ENTRIES} entries; found {len(logp)}, and {len(counts)} rows of up to {k}, in all {total}"
             )
         listed = np.arange(k) < counts[:, None]
         table = np.zeros(listed.shape, dtype=np.int32), np.full(listed.shape, -np.inf, dtype=np.float32)
