@@ -72,8 +72,8 @@ def distillation_loss(
     """T^2 KL(teacher || student), the mean over positions, in nats (Hinton et al. 2015, arXiv:1503.02531).
 
     `hidden` [n, d]: the inputs of the head, `head_weight` [V, d], `head_bias` [V]; gradients go to those of the three
-    that need one. Memory: 4 B x `chunk` x V (seven times that if the teacher is dense) and a gradient of each; on a GPU a
-    larger chunk is faster.
+    that need one. Memory: 4 B x `chunk` x V (seven times that if the teacher is dense) and a gradient of each; on a GPU
+    a larger chunk is faster.
 
     A sparse teacher knows k tokens and how probable the others are together. Both sides are then k+1 classes: nothing
     is said of single tokens in the tail, no zero stands for what was not sent. The temperature flattens these classes:
