@@ -232,6 +232,36 @@ def study(  # noqa: PLR0913  each is an option of the command
     command.matchmaking(folder, quick)
 
 
+@app.command()
+def compare(  # noqa: PLR0913  each is an option of the command
+    file: Source,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 5,
+    arms: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Only these beside the file's method; all arms by default.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="The folder to write; compare-FILE here by default.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once; one a core by default.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop then, after the running rounds; call again to go on.")
+    ] = None,
+    set: Set = [],  # noqa: B006
+) -> None:
+    """Run all arms of a configuration over seeds: what each reaches, and what it costs.
+
+    If the file has no baselines, `local`, `centralised` and every other method that fits it are run beside its own.
+    Written are summary.json, table.md, learning curves by round, bytes and FLOPs, and Pareto fronts. Stopped or killed,
+    the same command goes on.
+    """
+    from peertune.config import resolve_recipe
+    from peertune.studies import command
+    from peertune.studies.compare.plan import Plan
+    from peertune.studies.federations import Limits
+
+    folder = to or Path(f"compare-{resolve_recipe(file).stem}")
+    plan = Plan(file, seeds, tuple(set), None if arms is None else tuple(arms.split(",")))
+    raise typer.Exit(command.compare(folder, plan, Limits(jobs, minutes)))
+
+
 @contextmanager
 def _watching() -> Iterator[tuple[Any, Any]]:
     """For a person on a terminal progress and the first examples, for everything else one JSON line an event: private

@@ -133,7 +133,11 @@ RULES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     ),
     (
         "a study of runs reads ledgers; only its worker processes run anything",
-        ("studies.records", "studies.paired", "studies.goals", "studies.tables", "studies.figures"),
+        (
+            *("studies.costs", "studies.records", "studies.paired", "studies.goals", "studies.tables"),
+            *("studies.drawing", "studies.markdown", "studies.figures"),
+            *("studies.compare.summary", "studies.compare.page", "studies.compare.pictures"),
+        ),
         ("federation", "config", "tasks", "lm", "engines", "methods", "experiment", "agent", "cli", "terminal", *HEAVY),
     ),
     ("a report reads files, never a live run", ("report",), ("lm", "matchmakers", "agent", "terminal")),

@@ -19,10 +19,11 @@ from peertune.errors import ConfigError
 from peertune.ledger import Ledger
 from peertune.runs import create_run
 from peertune.studies import jobs, paired, records
+from peertune.studies.federations import Limits, Study, rounded
 from peertune.studies.figures import learning, teaching
 from peertune.studies.goals import Verdict, judge
 from peertune.studies.jobs import check_same_version
-from peertune.studies.knexa import FEDERATIONS, QUICK, Limits, Plan, Study, rounded
+from peertune.studies.knexa import FEDERATIONS, QUICK, Plan
 from peertune.studies.records import Arm, Record, Run, read_run
 from peertune.studies.tables import markdown, summarise
 
@@ -124,7 +125,8 @@ def test_runs_are_found_by_name(tmp_path: Path) -> None:
 
 
 def test_reading_needs_no_torch() -> None:
-    code = "import sys; from peertune.studies import command, knexa, figures; print('torch' in sys.modules)"
+    rooms = "command, figures, knexa; from peertune.studies.compare import pictures, plan"
+    code = f"import sys; from peertune.studies import {rooms}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
@@ -313,7 +315,7 @@ def test_stopped_gone_on_with_and_skipped(folder: Path, tmp_path: Path) -> None:
     """A study that is stopped after its first arm ends as undisturbed runs do; a failing job costs itself."""
     heard: list[tuple[str, int, int]] = []
     plan = plan_of(folder, "broken", "tiny", seeds=1)
-    study = Study.plan(tmp_path / "out", plan)
+    study = plan.study(tmp_path / "out")
 
     def watch(what: str, done: int, of: int) -> None:
         heard.append((what, done, of))
@@ -324,7 +326,7 @@ def test_stopped_gone_on_with_and_skipped(folder: Path, tmp_path: Path) -> None:
     assert list(study.failures) == ["broken-s0"] and "\n" not in study.failures["broken-s0"]
     assert markdown_of(study).endswith("* `broken-s0`: local, knexa\n* `tiny-s0`: knexa\n")
     heard.clear()
-    study = Study.plan(tmp_path / "out", plan)
+    study = plan.study(tmp_path / "out")
     study.run(Limits(), lambda *told: heard.append(told))
     assert list(study.failures) == ["broken-s0"]
     assert heard == [("tiny-s0: knexa", 2, 4)]
@@ -332,7 +334,7 @@ def test_stopped_gone_on_with_and_skipped(folder: Path, tmp_path: Path) -> None:
     config = next(job.config for job in study.jobs if job.name == "tiny-s0")
     undisturbed = run(tmp_path / "undisturbed", config)
     assert Ledger.read(tmp_path / "out" / "runs" / "tiny-s0" / "ledger.sqlite").head == undisturbed.head
-    again = Study.plan(tmp_path / "out", plan_of(folder, "tiny", seeds=1))
+    again = plan_of(folder, "tiny", seeds=1).study(tmp_path / "out")
     again.run(Limits(), ignore)
     assert again.failures == {} and again.progress() == (2, 2)
 
@@ -345,26 +347,26 @@ def markdown_of(study: Study) -> str:
 
 
 def test_another_configuration_is_refused(folder: Path, tmp_path: Path) -> None:
-    study = Study.plan(tmp_path, plan_of(folder, "tiny", seeds=1))
+    study = plan_of(folder, "tiny", seeds=1).study(tmp_path)
     create_run(study.jobs[0].folder, study.jobs[0].config).close()
     check_same_version(study.jobs[0])
     with pytest.raises(ConfigError, match=r"another configuration \(rounds: 6 there, 3 here\); name another folder"):
-        Study.plan(tmp_path, plan_of(folder, "tiny", seeds=1, overrides=("rounds=3",)))
+        plan_of(folder, "tiny", seeds=1, overrides=("rounds=3",)).study(tmp_path)
     with pytest.raises(ConfigError, match=r"\(agents.1.name: null there, \"zoe\" here\)"):
-        Study.plan(tmp_path, plan_of(folder, "tiny", seeds=1, overrides=("agents.1.name=zoe",)))
-    Study.plan(tmp_path, plan_of(folder, "tiny", seeds=1, overrides=("engine.device=auto",)))
+        plan_of(folder, "tiny", seeds=1, overrides=("agents.1.name=zoe",)).study(tmp_path)
+    plan_of(folder, "tiny", seeds=1, overrides=("engine.device=auto",)).study(tmp_path)
 
 
 def test_a_process_that_dies_costs_its_job(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs.sys, "executable", shutil.which("false"))
-    study = Study.plan(tmp_path, plan_of(folder, "tiny", seeds=3))
+    study = plan_of(folder, "tiny", seeds=3).study(tmp_path)
     study.run(Limits(jobs=2), ignore)
     cause = f"its process ended with exit code 1; {tmp_path}/errors.log may say why"
     assert study.failures == {f"tiny-s{seed}": cause for seed in range(3)}
 
 
 def test_no_minutes_begin_nothing(folder: Path, tmp_path: Path) -> None:
-    study = Study.plan(tmp_path, plan_of(folder, "tiny", seeds=2))
+    study = plan_of(folder, "tiny", seeds=2).study(tmp_path)
     study.run(Limits(minutes=0), ignore)
     assert study.failures == {} and not (tmp_path / "runs").exists()
     summary, page = study.write()
@@ -373,25 +375,25 @@ def test_no_minutes_begin_nothing(folder: Path, tmp_path: Path) -> None:
 
 
 def test_plans(folder: Path, tmp_path: Path) -> None:
-    study = Study.plan(tmp_path, plan_of(folder, "tiny", arms=("uniform",)))
+    study = plan_of(folder, "tiny", arms=("uniform",)).study(tmp_path)
     assert [job.name for job in study.jobs] == [f"tiny-s{seed}" for seed in range(5)]
     assert [job.config.seed for job in study.jobs] == list(range(5))
     assert {tuple(job.config.arms()) for job in study.jobs} == {("knexa",)}
     assert next(iter(FEDERATIONS)) == QUICK.files[0] and FEDERATIONS[QUICK.files[0]] == 10
     with pytest.raises(ConfigError, match="both be run as 'tiny-s0'"):
-        Study.plan(tmp_path, plan_of(folder, "tiny", "tiny"))
+        plan_of(folder, "tiny", "tiny").study(tmp_path)
     with pytest.raises(ConfigError, match="no configuration at 'nothing'"):
-        Study.plan(tmp_path, Plan(("nothing",)))
+        Plan(("nothing",)).study(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="name another folder with --to"):
-        Study.plan(tmp_path / "file", plan_of(folder, "tiny")).run(Limits(), ignore)
+        plan_of(folder, "tiny").study(tmp_path / "file").run(Limits(), ignore)
 
 
 def test_a_study_is_run_by_one_process(folder: Path, tmp_path: Path) -> None:
     from peertune.runs import locked
 
     with locked(tmp_path), pytest.raises(ConfigError, match="another process"):
-        Study.plan(tmp_path, plan_of(folder, "tiny", seeds=1)).run(Limits(), ignore)
+        plan_of(folder, "tiny", seeds=1).study(tmp_path).run(Limits(), ignore)
 
 
 # The command

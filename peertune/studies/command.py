@@ -1,18 +1,21 @@
-"""What `peertune study` does for a person: progress, tables, Ctrl-C. Heavy imports happen inside."""
+"""What `peertune study` and `peertune compare` do for a person: progress, tables, Ctrl-C. Heavy imports are
+inside."""
 
+import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from peertune.terminal import counting
+from peertune.terminal import counting, print_rows
 
 if TYPE_CHECKING:
-    from peertune.studies.knexa import Limits, Study
+    from peertune.studies.compare.plan import Plan
+    from peertune.studies.federations import Limits, Study
 
 
 def matchmaking(folder: Path, quick: bool) -> None:
@@ -32,13 +35,30 @@ def knexa(
     numbers: tuple[int | None, int | None, float | None],
 ) -> int:
     """Run the study of real federations, as far as `numbers` (seeds, jobs at once, minutes) allow, and print its
-    tables, which hold what is finished; the exit code. The first Ctrl-C stops after the running rounds.
+    tables, which hold what is finished; the exit code.
     """
-    from peertune.studies.knexa import QUICK, Limits, Plan, Study
+    from peertune.studies.federations import Limits
+    from peertune.studies.knexa import QUICK, Plan
 
     plan, (seeds, jobs, minutes) = QUICK if quick else Plan(), numbers
     given = Plan(tuple(files or plan.files), seeds or plan.seeds, (*plan.overrides, *overrides), plan.arms)
-    study, pressed = Study.plan(folder, given), False
+    return _as_far(given.study(folder), Limits(jobs, minutes), _show)
+
+
+def compare(folder: Path, plan: "Plan", limits: "Limits") -> int:
+    """Run all arms of a configuration over seeds, as far as the limits allow, and print what they reach and cost; the
+    exit code.
+    """
+    study = plan.study(folder)
+    typer.echo(f"arms: {', '.join(study.jobs[0].config.arms())}")
+    return _as_far(study, limits, _show_short)
+
+
+def _as_far(study: "Study", limits: "Limits", show: Callable[[Sequence[Path]], None]) -> int:
+    """Run as far as the limits allow, write and show what there is; the exit code. The first Ctrl-C stops after the
+    running rounds.
+    """
+    pressed = False
 
     def interrupt(number: int, frame: object) -> None:
         nonlocal pressed
@@ -49,8 +69,8 @@ def knexa(
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        _run(study, Limits(jobs, minutes))
-        _show(study.write())
+        _run(study, limits)
+        show(study.write())
     finally:
         signal.signal(signal.SIGINT, before)
     for job, cause in study.failures.items():
@@ -70,4 +90,20 @@ def _run(study: "Study", limits: "Limits") -> None:
 
 def _show(files: Sequence[Path]) -> None:
     typer.echo(files[1].read_text(encoding="utf-8"))
+    _say_written(files)
+
+
+def _show_short(files: Sequence[Path]) -> None:
+    from peertune.studies.compare.page import short
+    from peertune.studies.markdown import counted
+
+    summary = json.loads(files[0].read_text(encoding="utf-8"))
+    for name, why in summary["left_out"].items():
+        typer.echo(f"left out: {name}: {why}")
+    if summary["arms"]:
+        print_rows(f"{summary['name']}: {counted(len(summary['seeds']), 'seed')}", *short(summary))
+    _say_written(files)
+
+
+def _say_written(files: Sequence[Path]) -> None:
     typer.echo(f"written: {', '.join(map(str, files))}")

@@ -5,21 +5,19 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from peertune.report.canvas import DPI, GREY, INK, MARKERS, PALETTE, PAPER, dress, label, round_axis
-from peertune.report.reading import START, readable_bytes
+from peertune.report.canvas import GREY, INK, PAPER, dress, label, round_axis
+from peertune.report.reading import START
+from peertune.studies.drawing import byte_axis, canvas, line, rows_of, style
 from peertune.studies.goals import LOCAL, PAIRED, ROUTED
-from peertune.studies.paired import RESAMPLES, Interval, interval
+from peertune.studies.paired import Interval, over_seeds
 
 Row = Mapping[str, Any]
 Curve = list[tuple[float, float, Interval]]  # round, mean text bytes, score in points
 
-A_ROW = 6  # curves that a reader can tell apart
 SHOWN = 4  # arms whose exchanges are drawn
 FIRST = (ROUTED, LOCAL)  # in every row of curves, to compare with
 BLUES = LinearSegmentedColormap.from_list("taught", [PAPER, "#56B4E9", "#004C8C"])
@@ -31,23 +29,20 @@ def learning(summary: Row, federation: str) -> Figure:
     records = [record for record in summary["records"] if record["federation"] == federation]
     names = [row["arm"] for row in about["arms"]]
     curves = {name: _curve(records, name, about["score"]) for name in names}
-    first = [name for name in FIRST if name in names]
-    others = [name for name in names if name not in first]
-    size = A_ROW - len(first)
-    rows = [[*first, *others[at : at + size]] for at in range(0, max(1, len(others)), size)]
-    canvas = _canvas(11.2, 3.9 * len(rows) + 0.2)
-    panels = canvas.subplots(len(rows), 2, squeeze=False, sharex="col", sharey=True)
+    rows = rows_of(names, FIRST)
+    picture = canvas(11.2, 3.9 * len(rows) + 0.2)
+    panels = picture.subplots(len(rows), 2, squeeze=False, sharex="col", sharey=True)
     for (left, right), shown in zip(panels, rows, strict=True):
         seeds = len(about["seeds"])
         dress(left, f"{label(federation, 24)}: by round, {seeds} seeds", "round", f"{about['score']}, benign agents, %")
         dress(right, "by text that travelled (dashed: none)", "bytes of text, up to the round", "")
         lines = [_draw((left, right), _label(about, name), at, curves[name]) for at, name in enumerate(shown)]
         round_axis(left, 0, about["rounds"])
-        _byte_axis(right, [point[1] for curve in curves.values() for point in curve])
+        byte_axis(right, [point[1] for curve in curves.values() for point in curve])
         for axes in (left, right):
             axes.tick_params(labelbottom=True)
         right.legend(handles=lines, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=10, frameon=False)
-    return canvas
+    return picture
 
 
 def _label(about: Row, arm: str) -> str:
@@ -64,44 +59,27 @@ def _curve(records: Sequence[Row], arm: str, score: str) -> Curve:
         if record["seed"] in seeds and record["arm"] in (arm, START) and score in record["benign"]:
             by_round.setdefault(record["round"], []).append(record)
     return [
-        (t, float(np.mean([one["text_bytes"] for one in found])), _band([100 * one["benign"][score] for one in found]))
+        (
+            t,
+            float(np.mean([one["text_bytes"] for one in found])),
+            over_seeds([100 * one["benign"][score] for one in found]),
+        )
         for t, found in sorted(by_round.items())
         if len(found) == len(seeds)
     ]
 
 
-def _band(values: Sequence[float]) -> Interval:
-    """The mean and its 95 % bootstrap interval over seeds."""
-    scores = np.array(values)
-    drawn = np.random.default_rng(0).integers(len(scores), size=(RESAMPLES, len(scores)))
-    return interval(float(scores.mean()), scores[drawn].mean(axis=1))
-
-
 def _draw(panels: tuple[Axes, Axes], name: str, place: int, curve: Curve) -> Line2D:
     """One arm in both panels; an arm that sends no text is a level line in the second."""
-    colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
-    style: dict[str, Any] = {"color": colour, "marker": marker, "linewidth": 2, "markersize": 5, "zorder": 3}
+    look: dict[str, Any] = {**style(place), "linewidth": 2, "markersize": 5, "zorder": 3}
     sent = [point for point in curve if point[1] > 0]
     for axes, points, along in ((panels[0], curve, 0), (panels[1], sent, 1)):
         if points:
-            at, bounds = [point[along] for point in points], np.array([point[2] for point in points])
-            axes.plot(at, bounds[:, 0], **style)
-            axes.fill_between(at, bounds[:, 1], bounds[:, 2], color=colour, alpha=0.13, linewidth=0)
+            at: list[Any] = [point[along] for point in points]
+            line(axes, at, [point[2] for point in points], look)
     if curve and not sent:
-        panels[1].axhline(curve[-1][2][0], color=colour, linewidth=2, linestyle="--", zorder=2)
-    return Line2D([], [], label=name, **style)
-
-
-def _byte_axis(axes: Axes, found: Sequence[float]) -> None:
-    positive = [count for count in found if count > 0]
-    if not positive:
-        axes.set_xticks([])
-        return
-    axes.set_xscale("log")
-    axes.set_xlim(min(positive) / 1.4, max(positive) * 1.4)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: readable_bytes(count)))
+        panels[1].axhline(curve[-1][2][0], color=look["color"], linewidth=2, linestyle="--", zorder=2)
+    return Line2D([], [], label=name, **look)
 
 
 def teaching(summary: Row, federation: str) -> Figure | None:
@@ -115,10 +93,10 @@ def teaching(summary: Row, federation: str) -> Figure | None:
     side = 1.6 + 0.42 * len(names)
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
-    canvas = _canvas(columns * (side + 1.4), rows * (side + 0.7))
+    picture = canvas(columns * (side + 1.4), rows * (side + 0.7))
     title = f"{label(federation, 24)}: {about['unit']} from source to receiver in a whole run, mean over seeds"
-    canvas.suptitle(title, fontsize=12, color=INK)
-    panels = canvas.subplots(rows, columns, squeeze=False).ravel()
+    picture.suptitle(title, fontsize=12, color=INK)
+    panels = picture.subplots(rows, columns, squeeze=False).ravel()
     for axes, (name, pairs) in zip(panels, shown, strict=False):
         matrix = np.zeros((len(names), len(names)))
         for source, receiver, count in pairs:
@@ -126,7 +104,7 @@ def teaching(summary: Row, federation: str) -> Figure | None:
         _heat(axes, matrix, about["faults"], _label(about, name))
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
-    return canvas
+    return picture
 
 
 def _heat(axes: Axes, matrix: np.ndarray, faults: Mapping[str, str], title: str) -> None:
@@ -151,10 +129,3 @@ def _heat(axes: Axes, matrix: np.ndarray, faults: Mapping[str, str], title: str)
 
 def _count(value: float) -> str:
     return f"{value:.1f}" if value < 10 and value != round(value) else f"{value:.0f}"
-
-
-def _canvas(width: float, height: float) -> Figure:
-    canvas = Figure(figsize=(width, height), dpi=DPI * 0.75, facecolor=PAPER)
-    FigureCanvasAgg(canvas)
-    canvas.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
-    return canvas

@@ -61,6 +61,13 @@ def interval(estimate: float, resampled: np.ndarray) -> Interval:
     return float(estimate), float(low), float(high)
 
 
+def over_seeds(values: Sequence[float]) -> Interval:
+    """The mean and its interval where seeds alone are drawn; one value a seed."""
+    scores = np.array(values)
+    drawn = np.random.default_rng(0).integers(len(scores), size=(RESAMPLES, len(scores)))
+    return interval(float(scores.mean()), scores[drawn].mean(axis=1))
+
+
 def mean_score(arms: Sequence[Arm], agents: Who) -> Interval:
     """The mean over seeds of the main score of these agents; one arm a seed."""
     columns = [_problems(arm, _graded([arm], agents))[:, None] for arm in arms]

@@ -3,7 +3,7 @@
 Only arms that were run to their end count. The grades of single problems stay beside the records, for the intervals.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from peertune.ledger import COORDINATOR, Event, Ledger
+from peertune.ledger import Event, Ledger
 from peertune.report.reading import Scored, evaluations, local_arm, run_body, runs_code, score_ks
 from peertune.runs import LEDGER
+from peertune.studies.costs import Costs, costs_by_round
 
-TEXTS = "texts"  # the kind of payload that carries answers
-UPDATES, FLOPS, ACCURACY = "exchange_updates", "flops", "text_accuracy"  # names of metric events
+ACCURACY = "text_accuracy"  # the name of a metric event
+TOLD = ("coordinator", "everyone")  # who has to be allowed an agent's metrics, for them to stand in the ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,8 @@ class Record:
     """One arm after one round. `benign` and `all`: means over these agents, by measure, the main score first.
 
     `agents`: the main score of each. `worst_gain`: the smallest gain of a benign agent over itself in `local`.
-    The costs are sums from round 1 on: bytes of the method's own traffic ("texts, agent → agent"), optimiser steps on
-    exchanges, 10^9 floating-point operations of all agents.
+    The costs are sums over the arm's rounds: bytes of the method's own traffic ("texts, agent → agent"), optimiser
+    steps on exchanges, 10^9 floating-point operations of all agents, grading included.
     """
 
     federation: str
@@ -47,11 +48,14 @@ class Arm:
     """One finished arm of one run. `grades`: agent -> the main score of every test problem after the last round.
 
     `taught`: (source, receiver) -> texts that the receiver got from this source, or exchanges if no texts are counted.
+    `costs`: up to each round. `server`: its main score, by round, where it has a whole model.
     """
 
     records: list[Record]
     grades: dict[str, np.ndarray]
     taught: dict[tuple[str, str], float]
+    costs: dict[int, Costs] = field(default_factory=dict)
+    server: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ class Run:
     """What a ledger says of one federation under one seed. `faults`: agent -> its fault, empty if it is benign.
 
     `score`: the name of the main score. `unit`: what `taught` counts. `unfinished`: arms that are not at their end.
+    `local`: the arm in which nobody learns from anybody, if it is finished. `silent`: agents that keep their metrics.
     """
 
     federation: str
@@ -69,21 +74,12 @@ class Run:
     faults: dict[str, str]
     arms: dict[str, Arm]
     unfinished: list[str]
+    local: str | None = None
+    silent: tuple[str, ...] = ()
 
     @property
     def benign(self) -> list[str]:
         return [name for name, fault in self.faults.items() if not fault]
-
-
-@dataclass(slots=True)
-class _Costs:
-    """Sums of one arm up to a round; `accuracy`: of the texts that benign agents learnt from in that round."""
-
-    bytes: Counter[str] = field(default_factory=Counter)
-    text_bytes: int = 0
-    updates: float = 0.0
-    flops: float = 0.0
-    accuracy: list[float] = field(default_factory=list)
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -102,25 +98,36 @@ def read_run(ledger: Ledger, federation: str, seed: int) -> Run:
     """The finished arms of one run, the warm start first if it is over."""
     body = run_body(ledger)
     config = body["config"]
-    agents = zip(body["agents"], config["agents"], strict=True)
-    faults = {facts["name"]: section.get("fault") or "" for facts, section in agents}
+    sections = dict(zip([facts["name"] for facts in body["agents"]], config["agents"], strict=True))
     planned = [*config["baselines"], config["method"]["type"]]
     finished = list(dict.fromkeys(event.arm for event in ledger.events("done")))  # as they ran; a ledger sorts keys
-    unfinished = [arm for arm in planned if arm not in finished]
     measures, final = _measures(config), config["evaluation"].get("final")
     sampled = {f"sampled Pass@{k}": _pass_at(k) for k in (final["k"] if final else ())}
-    counted = any("texts" in event.body for event in ledger.events("pair"))
-    unit = "texts" if counted else "exchanges"
-    run = Run(federation, seed, config["rounds"], next(iter(measures)), unit, faults, {}, unfinished)
-    scores = evaluations(ledger)
-    local = scores.get(local_arm(config, finished) or "", {})
+    run = Run(
+        federation=federation,
+        seed=seed,
+        rounds=config["rounds"],
+        score=next(iter(measures)),
+        unit="texts" if any("texts" in event.body for event in ledger.events("pair")) else "exchanges",
+        faults={name: section.get("fault") or "" for name, section in sections.items()},
+        arms={},
+        unfinished=[arm for arm in planned if arm not in finished],
+        local=local_arm(config, finished),
+        silent=tuple(name for name, section in sections.items() if _is_silent(section)),
+    )
+    scores, calls = evaluations(ledger), [fact.body for fact in ledger.facts("call")]
     for arm in finished:
-        read = _read_arm(run, arm, list(ledger.events(arm=arm)), (scores.get(arm, {}), local), (measures, sampled))
+        told = list(ledger.events(arm=arm)), [call for call in calls if call["arm"] == arm]
+        read = _read_arm(run, arm, told, (scores.get(arm, {}), scores.get(run.local or "", {})), (measures, sampled))
         if read.grades.keys() & set(run.benign):
             run.arms[arm] = read
         else:
             run.unfinished.append(f"{arm} (no grades)")
     return run
+
+
+def _is_silent(agent: Mapping[str, Any]) -> bool:
+    return agent.get("release", {}).get("metrics", TOLD[0]) not in TOLD
 
 
 Measures = Mapping[str, Callable[[Scored], float | None]]
@@ -147,57 +154,76 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _read_arm(
-    run: Run, arm: str, events: Sequence[Event], scores: tuple[Rounds, Rounds], kinds: tuple[Measures, Measures]
+    run: Run,
+    arm: str,
+    told: tuple[Sequence[Event], Sequence[Mapping[str, Any]]],
+    scores: tuple[Rounds, Rounds],
+    kinds: tuple[Measures, Measures],
 ) -> Arm:
-    (mine, local), (measures, sampled) = scores, kinds
-    costs = _costs(events, run.benign)
-    records = [_record(run, arm, t, mine[t], local.get(t, {}), costs.get(t, _Costs()), measures) for t in sorted(mine)]
+    """`told`: the arm's events and calls. `scores`: its own and those of `local`. `kinds`: greedy and sampled."""
+    (events, calls), (mine, local), (measures, sampled) = told, scores, kinds
+    costs, learnt = costs_by_round(events, calls), _accuracy(events, run.benign)
+    records = []
+    for t in sorted(mine):
+        record = _record(run, (arm, t), (mine[t], local.get(t, {})), costs.get(t, Costs()), measures)
+        records.append(_extended(record, learnt.get(t, {}), {}))
     if records:
         records[-1] = _with_samples(records[-1], run.benign, events, sampled)
     k = None if run.score == "accuracy" else 1
     last = {name: scored.values(k) for name, scored in mine[max(mine)].items()} if mine else {}
-    return Arm(records, last, _taught(events))
+    server = {event.round: _mean(_scored(event.body).values(k)) for event in events if event.kind == "server_scores"}
+    return Arm(records, last, _taught(events), costs, server)
 
 
-def _record(  # noqa: PLR0913  all that a record is made of
+def _record(
     run: Run,
-    arm: str,
-    t: int,
-    scored: Mapping[str, Scored],
-    local: Mapping[str, Scored],
-    costs: _Costs,
+    place: tuple[str, int],
+    scores: tuple[Mapping[str, Scored], Mapping[str, Scored]],
+    costs: Costs,
     measures: Measures,
 ) -> Record:
-    main = measures[run.score]
+    (scored, local), main = scores, measures[run.score]
     agents = {name: value for name, grades in scored.items() if (value := main(grades)) is not None}
     gains = [agents[name] - (main(local[name]) or 0.0) for name in run.benign if name in agents and name in local]
-    benign = _means([scored[name] for name in run.benign if name in scored], measures)
-    if costs.accuracy:
-        benign[ACCURACY] = _mean(costs.accuracy)
     return Record(
         federation=run.federation,
         seed=run.seed,
-        arm=arm,
-        round=t,
-        benign=benign,
+        arm=place[0],
+        round=place[1],
+        benign=_means([scored[name] for name in run.benign if name in scored], measures),
         all=_means(list(scored.values()), measures),
         agents=agents,
         worst_gain=min(gains, default=None),
-        bytes=dict(sorted(costs.bytes.items())),
+        bytes=dict(sorted((f"{payload}, {' → '.join(ends)}", n) for (payload, *ends), n in costs.flows.items())),
         text_bytes=costs.text_bytes,
         updates=costs.updates,
-        gflop=costs.flops / 1e9,
+        gflop=(costs.flops + sum(costs.apart_flops.values())) / 1e9,
     )
+
+
+def _extended(record: Record, benign: Mapping[str, float], all: Mapping[str, float]) -> Record:
+    return replace(record, benign={**record.benign, **benign}, all={**record.all, **all})
 
 
 def _with_samples(record: Record, benign: Sequence[str], events: Iterable[Event], measures: Measures) -> Record:
     """The last round's record with Pass@k of the answers that were sampled after it, if there are any."""
     bodies = [event.body for event in events if event.kind == "samples" and event.round == record.round]
-    sampled = {body["agent"]: Scored(body["correct"], body["samples"], body["metrics"]) for body in bodies}
+    sampled = {body["agent"]: _scored(body) for body in bodies}
     mine = _means([grades for name, grades in sampled.items() if name in benign], measures)
-    return replace(
-        record, benign={**record.benign, **mine}, all={**record.all, **_means(list(sampled.values()), measures)}
-    )
+    return _extended(record, mine, _means(list(sampled.values()), measures))
+
+
+def _scored(body: Mapping[str, Any]) -> Scored:
+    return Scored(body["correct"], body["samples"], body["metrics"])
+
+
+def _accuracy(events: Iterable[Event], benign: Sequence[str]) -> dict[int, dict[str, float]]:
+    """round -> the mean accuracy of the texts that benign agents learnt from in it."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for event in events:
+        if event.kind == "metric" and event.body["name"] == ACCURACY and event.body["agent"] in benign:
+            found[event.round].append(event.body["value"])
+    return {t: {ACCURACY: _mean(values)} for t, values in found.items()}
 
 
 def _means(grades: Sequence[Scored], measures: Measures) -> dict[str, float]:
@@ -208,35 +234,6 @@ def _means(grades: Sequence[Scored], measures: Measures) -> dict[str, float]:
         for name, values in columns.items()
         if values and None not in values
     }
-
-
-def _costs(events: Sequence[Event], benign: Sequence[str]) -> dict[int, _Costs]:
-    """round -> what the arm has cost up to its end."""
-    found: dict[int, _Costs] = {}
-    total = _Costs()
-    for event in events:
-        if event.round not in found:  # rounds come in order
-            total = found[event.round] = _Costs(Counter(total.bytes), total.text_bytes, total.updates, total.flops)
-        if event.kind == "transfer" and event.phase == "round":
-            _add_transfer(total, event.body)
-        elif event.kind == "metric":
-            _add_metric(total, event.body, benign)
-    return found
-
-
-def _add_transfer(costs: _Costs, body: Mapping[str, Any]) -> None:
-    ends = ["agent" if body[end] != COORDINATOR else COORDINATOR for end in ("source", "destination")]
-    costs.bytes[f"{body['payload']}, {' → '.join(ends)}"] += body["bytes"]
-    costs.text_bytes += body["bytes"] if body["payload"] == TEXTS else 0
-
-
-def _add_metric(costs: _Costs, body: Mapping[str, Any], benign: Sequence[str]) -> None:
-    if body["name"] == UPDATES:
-        costs.updates += body["value"]
-    elif body["name"] == FLOPS:
-        costs.flops += body["value"]
-    elif body["name"] == ACCURACY and body["agent"] in benign:
-        costs.accuracy.append(body["value"])
 
 
 def _taught(events: Iterable[Event]) -> dict[tuple[str, str], float]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from peertune.errors import StorageError
 from peertune.report.canvas import INK, MARKERS, PALETTE, dress, png
+from peertune.studies.markdown import table
 
 RESAMPLES = 2000
 MEASURES = ("reward", "regret", "skill", "worst", "abstained")
@@ -99,7 +100,7 @@ def markdown(rows: Sequence[Record]) -> str:
         lines += [f"    * {one}" for one in found if arm == "pairwise"]
     shown = [arm for arm in arms if arm != BOUND]
     lines += ["", "Share of the gap in mean reward between `uniform` (0) and the exact oracle (1), 95 % interval:", ""]
-    lines += _table(("environment", "agents", "heterogeneity", *shown), _gap_lines(rows, shown))
+    lines += table(("environment", "agents", "heterogeneity", *shown), _gap_lines(rows, shown))
     lines += ["", "Means over the three heterogeneities:", ""]
     columns = (
         "environment",
@@ -111,7 +112,7 @@ def markdown(rows: Sequence[Record]) -> str:
         "worst agent",
         "left empty",
     )
-    return "\n".join(lines + _table(columns, _mean_lines(rows))) + "\n"
+    return "\n".join(lines + table(columns, _mean_lines(rows))) + "\n"
 
 
 def _gap_lines(rows: Sequence[Record], arms: Sequence[str]) -> list[list[str]]:
@@ -131,10 +132,6 @@ def _mean_lines(rows: Sequence[Record]) -> list[list[str]]:
         [key[0], str(key[1]), key[2], *(f"{np.mean([row[measure][0] for row in group]):.4f}" for measure in MEASURES)]
         for key, group in groups.items()
     ]
-
-
-def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *lines)]
 
 
 def _place(row: Record) -> str:

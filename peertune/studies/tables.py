@@ -11,6 +11,7 @@ import numpy as np
 
 from peertune.report.table import ABSENT
 from peertune.studies.goals import FILTERED, LOCAL, ROUTED, UNIFORM, Federations, judge
+from peertune.studies.markdown import points, table
 from peertune.studies.paired import arms_of, compare, mean_score
 from peertune.studies.records import Run
 
@@ -94,14 +95,14 @@ def _taught(runs: Sequence[Run], name: str) -> list[list[Any]]:
 def markdown(summary: Row) -> str:
     """The goals, then every federation's tables, then what is missing."""
     lines = ["Goals that were set before the study was run:", ""]
-    lines += _table(("goal", "federation", "found, 95 % interval", "n", "reached"), map(_goal_line, summary["goals"]))
+    lines += table(("goal", "federation", "found, 95 % interval", "n", "reached"), map(_goal_line, summary["goals"]))
     for name, federation in summary["federations"].items():
         lines += ["", f"### {name}", "", _about(federation), ""]
         lines += _arm_table(federation)
         lines += _measure_table(federation["arms"])
         lines += ["", "Differences in the same score, paired by seed and problem:", ""]
         columns = ("arm", "over", "points, 95 % interval", "relative, %", "seeds better", "n")
-        lines += _table(columns, map(_comparison_line, federation["comparisons"]))
+        lines += table(columns, map(_comparison_line, federation["comparisons"]))
     if summary["missing"]:
         lines += ["", "Not finished, and in no figure:", ""]
         lines += [f"* `{run}`: {', '.join(arms)}" for run, arms in summary["missing"].items()]
@@ -124,13 +125,13 @@ def _arm_table(federation: Row) -> list[str]:
         *("arm", "n", federation["score"], "all", *(f"over {base}" for base in bases), "worst agent over local"),
         *("text kB a round", "all kB a round", "updates a round", "GFLOP"),
     ]
-    return _table(columns, (_arm_line(row, bases) for row in federation["arms"]))
+    return table(columns, (_arm_line(row, bases) for row in federation["arms"]))
 
 
 def _arm_line(row: Row, bases: Sequence[str]) -> list[str]:
     return [
-        *(row["arm"], str(row["seeds"]), _points(row["score"]), f"{100 * row['all']:.1f}"),
-        *(_points(row["over"].get(base), "+") for base in bases),
+        *(row["arm"], str(row["seeds"]), points(row["score"]), f"{100 * row['all']:.1f}"),
+        *(points(row["over"].get(base), "+") for base in bases),
         ABSENT if row["worst"] is None else f"{100 * row['worst']:+.1f}",
         *(f"{row[key] / 1000:.1f}" for key in ("text_bytes", "bytes")),
         *(f"{row[key]:,.0f}" for key in ("updates", "gflop")),
@@ -148,7 +149,7 @@ def _measure_table(arms: Sequence[Row]) -> list[str]:
         "",
         "Other measures of the same round, means over benign agents and seeds:",
         "",
-        *_table(("arm", *heads), lines),
+        *table(("arm", *heads), lines),
     ]
 
 
@@ -158,7 +159,7 @@ def _measure(value: float | None) -> str:
 
 def _comparison_line(row: Row) -> list[str]:
     seeds = len(row["seeds"])
-    difference, gain = _points(row["difference"], "+"), _points(row["gain"], "+", digits=0)
+    difference, gain = points(row["difference"], "+"), points(row["gain"], "+", digits=0)
     return [row["arm"], row["other"], difference, gain, f"{row['positive']} of {seeds}", str(seeds)]
 
 
@@ -172,17 +173,5 @@ def _goal_line(row: Row) -> list[str]:
             "not judged" if row["note"] else "not run",
         ]
     sign = "" if row["unit"] == "% of bytes" else "+"
-    found = f"{_points(row['found'], sign)} {row['unit']}" + (f"; {row['note']}" if row["note"] else "")
+    found = f"{points(row['found'], sign)} {row['unit']}" + (f"; {row['note']}" if row["note"] else "")
     return [row["goal"], row["federation"], found, str(row["seeds"]), "yes" if row["reached"] else "**no**"]
-
-
-def _points(values: Sequence[float] | None, sign: str = "", digits: int = 1) -> str:
-    """An estimate and its interval, times 100."""
-    if values is None:
-        return ABSENT
-    estimate, low, high = (f"{100 * value:{sign}.{digits}f}" for value in values)
-    return f"{estimate} ({low} to {high})"
-
-
-def _table(columns: Sequence[str], lines: Any) -> list[str]:
-    return [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *lines)]

@@ -1,0 +1,1 @@
+"""`peertune compare`: several methods on the same agents, data, budget and seeds, and what each costs."""
