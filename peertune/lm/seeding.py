@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -16,3 +17,9 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+def derived(seed: int, name: str, purpose: str, number: int) -> int:
+    """A seed that depends on nothing but the run's seed, the agent's name, the purpose and a count."""
+    words = [seed, *name.encode(), *purpose.encode(), number]
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
