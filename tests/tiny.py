@@ -1,10 +1,10 @@
-"""True tiny causal LMs (30k to 40k parameters, random weights, own BPE tokenizer), made on the fly."""
+"""True tiny causal LMs and encoders (30k to 40k parameters, random weights, own tokenizers), made on the fly."""
 
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from peertune.lm.model import LanguageModel
 from peertune.lm.quiet import quiet
@@ -75,3 +75,43 @@ def randomise_adapter(lm: LanguageModel, name: str, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     state = lm.adapter_state(name)
     lm.load_adapter(name, {key: torch.randn(value.shape, generator=generator) * 0.2 for key, value in state.items()})
+
+
+def make_word_tokenizer() -> PreTrainedTokenizerFast:
+    """WordPiece in the frame of BERT: [CLS] ... [SEP]; id 0 is padding; no begin and no end of sequence."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS * 3, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **names)
+
+
+def make_tiny_encoder(folder: Path, family: str, seed: int = 0, **more: float) -> Path:
+    """Save a randomly initialised encoder without a head, with its tokenizer, in `folder`; returns `folder`.
+
+    `more`: of its configuration.
+    """
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": 64}
+    settings = {
+        "bert": sizes | {"max_position_embeddings": CONTEXT},
+        "roberta": sizes | {"max_position_embeddings": CONTEXT + 1},  # it counts from after the padding id
+        "distilbert": {"dim": WIDTH, "n_layers": LAYERS, "n_heads": HEADS, "hidden_dim": 64}
+        | {"max_position_embeddings": CONTEXT},
+    }
+    config = AutoConfig.for_model(family, **settings[family], **more, vocab_size=VOCABULARY, pad_token_id=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModel.from_config(config)
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=0.2)
+    with quiet():
+        model.save_pretrained(folder)
+    make_word_tokenizer().save_pretrained(folder)
+    return folder

@@ -11,7 +11,7 @@ IGNORED = -100  # the label that cross-entropy skips
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One example as tokens; loss is on `ids[prompt_length:]`.
+    """One example as tokens; loss is on `ids[prompt_length:]`, or, for a classifier, on the class `label`.
 
     `prompt_length` >= 1, since nothing predicts a first token. `truncated`: it was too long and lost tokens.
     """
@@ -19,18 +19,20 @@ class Row:
     ids: tuple[int, ...]
     prompt_length: int
     truncated: bool
+    label: int | None = None
 
     @property
     def loss_tokens(self) -> int:
-        return len(self.ids) - self.prompt_length
+        return len(self.ids) - self.prompt_length if self.label is None else 1
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows padded on the right. Both are int64 of shape (row, token)."""
+    """Rows padded on the right; int64 of shape (row, token), but for `labels` (row) of a classifier."""
 
     ids: torch.Tensor
-    labels: torch.Tensor  # the token itself in a completion, else -100
+    labels: torch.Tensor  # the token itself in a completion, else -100; or classes
+    mask: torch.Tensor | None = None  # of a classifier: 1 where there is a token, 0 where there is padding
 
 
 def encode_prompt(tokenizer: Any, prompt: str, template: bool = False) -> list[int]:
@@ -62,6 +64,19 @@ def encode(tokenizer: Any, prompt: str, completion: str, max_length: int, templa
     return Row((*kept, *tail)[:max_length], len(kept), True)
 
 
+def encode_message(tokenizer: Any, text: str, max_length: int, label: int | None = None) -> Row:
+    """A whole text as a classifier sees it: in the frame of its tokenizer ([CLS] ... [SEP]), or after BOS.
+
+    At most `max_length` >= 2 tokens: a longer text loses its end, the frame stays. Names of special tokens are text.
+    """
+    framed = tokenizer.cls_token_id is not None
+    ids = tokenizer.encode(text, split_special_tokens=True) if framed else encode_prompt(tokenizer, text)
+    kept = ids
+    if len(ids) > max_length:
+        kept = [*ids[: max_length - 1], ids[-1]] if framed else ids[:max_length]
+    return Row(tuple(kept), len(kept), len(ids) > max_length, label)
+
+
 def cut_left(tokenizer: Any, ids: list[int], length: int) -> list[int]:
     """The last `length` >= 1 tokens of a prompt, with its BOS still in front."""
     if len(ids) <= length:
@@ -72,22 +87,33 @@ def cut_left(tokenizer: Any, ids: list[int], length: int) -> list[int]:
 
 
 def collate(rows: Sequence[Row], pad_id: int, device: torch.device | str) -> Batch:
-    """Pad rows on the right to the longest."""
-    width = max(len(row.ids) for row in rows)
-    ids = [[*row.ids, *[pad_id] * (width - len(row.ids))] for row in rows]
-    labels = [_labels(row, width) for row in rows]
-    return Batch(torch.tensor(ids).to(device), torch.tensor(labels).to(device))
+    """Pad rows on the right to the longest; all have a `label`, or none has."""
+    ids, mask = pad([row.ids for row in rows], pad_id, device)
+    if rows[0].label is not None:
+        return Batch(ids, torch.tensor([row.label for row in rows]).to(device), mask)
+    return Batch(ids, torch.tensor([_labels(row, ids.shape[1]) for row in rows]).to(device))
 
 
-def render_example(row: Row, tokenizer: Any) -> str:
-    """Plain-text view of one example: the text given, then the tokens that carry loss, each in brackets."""
+def pad(ids: Sequence[Sequence[int]], pad_id: int, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens padded on the right to the longest row, and 1 where there is a token, else 0; int64 (row, token)."""
+    width = max(map(len, ids))
+    padded = [[*row, *[pad_id] * (width - len(row))] for row in ids]
+    mask = [[1] * len(row) + [0] * (width - len(row)) for row in ids]
+    return torch.tensor(padded).to(device), torch.tensor(mask).to(device)
+
+
+def render_example(row: Row, tokenizer: Any, labels: Sequence[str] = ()) -> str:
+    """Plain-text view of one example: the text given, then the tokens that carry loss, each in brackets, or the class.
+
+    `labels`: the names of the classes.
+    """
     given, learned = row.ids[: row.prompt_length], row.ids[row.prompt_length :]
-    pieces = "".join(f"[{str(tokenizer.decode([token])).replace(chr(10), chr(92) + 'n')}]" for token in learned)
     cut = ", truncated" if row.truncated else ""
-    return (
-        f"given ({len(given)} tokens, no loss{cut}):\n{tokenizer.decode(list(given))}\n"
-        f"learned ({len(learned)} tokens):\n{pieces}"
-    )
+    head = f"given ({len(given)} tokens, no loss{cut}):\n{tokenizer.decode(list(given))}\n"
+    if row.label is not None:
+        return f"{head}learned (1 class of {len(labels)}):\n[{labels[row.label]}]"
+    pieces = "".join(f"[{str(tokenizer.decode([token])).replace(chr(10), chr(92) + 'n')}]" for token in learned)
+    return f"{head}learned ({len(learned)} tokens):\n{pieces}"
 
 
 def _labels(row: Row, width: int) -> list[int]:

@@ -7,6 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 from peertune.errors import ConfigError
+from peertune.lm.classify import classify
 from peertune.lm.encode import cut_left, encode_prompt
 from peertune.lm.flops import Pass
 from peertune.lm.model import LanguageModel
@@ -25,10 +26,12 @@ def generate(
 ) -> list[str]:
     """Continue each prompt; returns the new text only, in the order of the prompts, without special tokens.
 
-    A prompt too long for the context loses its beginning. Sampled text depends on the model, `prompts`,
-    `sampling` and `batch_size`, not on what ran before. `template`: the prompts are rendered chat templates.
-    Raises `ConfigError` if `max_new_tokens` leaves no room for a prompt.
+    A classifier answers with names of classes. A prompt too long for the context loses its beginning. Sampled text
+    depends on the model, `prompts`, `sampling` and `batch_size`, not on what ran before. `template`: the prompts are
+    rendered chat templates. Raises `ConfigError` if `max_new_tokens` leaves no room for a prompt.
     """
+    if lm.labels:
+        return classify(lm, adapter, prompts, sampling, batch_size)
     room = lm.max_length - sampling.max_new_tokens
     if room < 1:
         raise ConfigError(

@@ -1,8 +1,8 @@
-"""One causal language model with frozen base weights, and the LoRA adapters of the agents that share it."""
+"""One model with frozen base weights, and the LoRA adapters of the agents that share it."""
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,35 +15,36 @@ from transformers.pytorch_utils import Conv1D
 
 from peertune.errors import ConfigError, PayloadError
 from peertune.lm.flops import Costs, Pass
-from peertune.lm.load import first_line, load_base, load_tokenizer
+from peertune.lm.load import context_of, first_line, head_of, load_base, load_classifier, load_tokenizer
 from peertune.lm.lora import AdaptedLinear
 from peertune.lm.quiet import quiet
 from peertune.lm.seeding import seeded
 from peertune.lm.settings import AdapterSettings
 from peertune.lm.source import local_folder, resolve
 
-UNBOUNDED_CONTEXT = 2048  # tokens, for families without a position limit (bloom)
-
 
 class LanguageModel:
     """A base model, its tokenizer and named adapters. Final; made by `load`.
 
     The base is fp32 on a CPU and bf16 on a GPU and is never trained; adapters are always fp32.
-    `parameters` counts the base. `max_length` is the context in tokens. `costs`: what is known of them, by adapter's
-    settings.
+    `labels`: the names of the classes that it chooses from; empty if it writes text. The head of a classifier belongs
+    to each adapter. `parameters` counts the base. `max_length` is the context in tokens. `costs`: what is known of
+    them, by adapter's settings.
     """
 
-    def __init__(self, source: str, base: Any, tokenizer: Any) -> None:
+    def __init__(self, source: str, base: Any, tokenizer: Any, labels: Sequence[str] = ()) -> None:
         self.source = source
+        self.labels = tuple(labels)
         self.tokenizer = tokenizer
         self.device: torch.device = base.device
         self.family: str = base.config.model_type
         self.parameters = sum(parameter.numel() for parameter in base.parameters())
-        self.max_length: int = getattr(base.config, "max_position_embeddings", None) or UNBOUNDED_CONTEXT
+        self.max_length = context_of(base)
         self.pad_token: int = tokenizer.pad_token_id
         self.costs: dict[AdapterSettings, Costs] = {}
-        self.end_tokens: frozenset[int] = frozenset(base.generation_config.eos_token_id)
+        self.end_tokens: frozenset[int] = frozenset(() if labels else base.generation_config.eos_token_id)
         self._base = base
+        self._head = head_of(base) if labels else None
         self._peft: PeftModel | None = None
         self._active = ""
         self._keys: dict[str, str] = {}  # agent's name -> peft's name, so that an agent may have any name
@@ -51,17 +52,22 @@ class LanguageModel:
         self._ran: dict[str, Counter[Pass]] = {}
 
     @classmethod
-    def load(cls, source: str, device: str = "cpu") -> "LanguageModel":
+    def load(cls, source: str, device: str = "cpu", labels: Sequence[str] = (), seed: int = 0) -> "LanguageModel":
         """Read safetensors weights and the tokenizer; code that comes with a model is never run.
 
-        Raises `ConfigError`: no such model, corrupt or incomplete weights, a tokenizer that does not fit.
+        With `labels` an encoder or causal model becomes a classifier. All its adapters start from the same new head,
+        that of `seed`. Raises `ConfigError`: no such model, corrupt or incomplete weights, a tokenizer that does not
+        fit.
         """
         place, _ = resolve(source)
         folder = local_folder(source)
         with quiet():
-            tokenizer = load_tokenizer(folder, source)
-            base = load_base(folder, source, tokenizer, device)
-        return cls(place, base, tokenizer)
+            tokenizer = load_tokenizer(folder, source, writes=not labels)
+            if labels:
+                base = load_classifier(folder, source, tokenizer, device, len(labels), seed)
+            else:
+                base = load_base(folder, source, tokenizer, device)
+        return cls(place, base, tokenizer, labels)
 
     def add_adapter(self, name: str, settings: AdapterSettings, seed: int) -> None:
         """Give agent `name` a new adapter; its start depends on `settings` and `seed` only, and B = 0.
@@ -83,8 +89,8 @@ class LanguageModel:
         """The parameters of an adapter themselves; names sorted, as in a PEFT file, equal for all agents."""
         part = f".{self._key(name)}."
         parameters = self._model().named_parameters()
-        found = {path.replace(part, "."): parameter for path, parameter in parameters if part in path}
-        return dict(sorted(found.items()))
+        own = ((path.replace(part, "."), parameter) for path, parameter in parameters if part in path)
+        return dict(sorted((path.replace(".modules_to_save.", "."), parameter) for path, parameter in own))
 
     def adapter_state(self, name: str) -> dict[str, torch.Tensor]:
         """CPU fp32 copies of an adapter's tensors, names sorted."""
@@ -102,13 +108,15 @@ class LanguageModel:
                 parameter.copy_(tensors[path])
 
     def save_adapter(self, name: str, folder: Path) -> None:
-        """Write a standard PEFT folder: adapter_config.json and adapter_model.safetensors."""
+        """Write a standard PEFT folder: adapter_config.json and adapter_model.safetensors; labels.json for classes."""
         folder.mkdir(parents=True, exist_ok=True)
         config = cast(Any, self._model().peft_config[self._key(name)])
         written = replace(config, base_model_name_or_path=self.source, inference_mode=True)
         with quiet():
             written.save_pretrained(str(folder))
         _sort_targets(folder / "adapter_config.json")
+        if self.labels:
+            (folder / "labels.json").write_text(json.dumps(self.labels, indent=2) + "\n", encoding="utf-8")
         save_file(self.adapter_state(name), folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
     @contextmanager
@@ -142,9 +150,10 @@ class LanguageModel:
         self._active = ""
 
     def _lora(self, settings: AdapterSettings) -> LoraConfig:
-        # peft's "all-linear" leaves the LM head out; gpt2's Conv1D stores its weight transposed
+        # peft's "all-linear" leaves the head out; gpt2's Conv1D stores its weight transposed
         config = LoraConfig(
-            task_type=TaskType.CAUSAL_LM,
+            task_type=TaskType.SEQ_CLS if self.labels else TaskType.CAUSAL_LM,
+            modules_to_save=self._head,
             r=settings.rank,
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,

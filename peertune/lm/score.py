@@ -1,4 +1,4 @@
-"""Token losses of given completions."""
+"""Losses of given completions: of their tokens, or of their class."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +33,9 @@ def completion_losses(model: Any, batch: Batch) -> torch.Tensor:
 
     Causal attention never looks right, so padding on the right needs no mask, and attention is cheaper without.
     """
+    if batch.mask is not None:
+        logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits
+        return cross_entropy(logits.float(), batch.labels, reduction="none")
     row, position = (batch.labels != IGNORED).nonzero(as_tuple=True)
     with _head_only_at(model, row, position - 1):  # position p predicts token p + 1
         logits = model(input_ids=batch.ids, attention_mask=torch.ones_like(batch.ids), use_cache=False).logits[0]

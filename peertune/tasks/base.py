@@ -33,11 +33,13 @@ class Task(ABC):
     """Examples in five splits, and a grade.
 
     `train` and `validation` are private and dealt to agents; `transfer` (the prompts that agents answer for each
-    other), `probe` and `test` are the same for everyone. `test` is only ever used to report.
+    other), `probe` and `test` are the same for everyone. `test` is only ever used to report. `labels`: the completions
+    that there are, if models are to choose one of them as a class; empty where they write text.
     """
 
     name: str
     categories: tuple[str, ...]
+    labels: tuple[str, ...] = ()
 
     @abstractmethod
     def examples(self, split: Split) -> list[Example]:

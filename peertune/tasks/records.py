@@ -4,6 +4,8 @@ A row is `prompt` + `completion`, or `text`, or `messages` (a chat), each with a
 text never appears in an error: only the place, names of fields and types.
 """
 
+import csv
+import io
 import json
 import os
 import re
@@ -22,16 +24,18 @@ SAVED = ("dataset_info.json", "dataset_dict.json")  # what a folder of save_to_d
 Located = tuple[str, Any]  # where a row stands, as users count; the row
 
 
-def read_examples(path: str, tokenizer: Any = None, completions: bool = True) -> list[Example]:
+def read_examples(
+    path: str, tokenizer: Any = None, completions: bool = True, kinds: tuple[str, ...] = KINDS
+) -> list[Example]:
     """Read all rows of `path`, in order.
 
-    `path`: a .jsonl, .json or .parquet file, a folder of `save_to_disk`, or a hub id "org/name"; the last two
+    `path`: a file of one of `kinds` (also ".csv"), a folder of `save_to_disk`, or a hub id "org/name"; the last two
     may name a split, "org/name:test", and else give "train". `tokenizer` renders the chats of `messages`: the
     prompt is the chat template up to the last assistant turn, the completion is the rest of it.
     `completions=False` also takes rows with a prompt only. Raises `ConfigError` for a row that does not fit,
     and for an empty data set.
     """
-    examples = [_example(place, row, tokenizer, completions) for place, row in _rows(path)]
+    examples = [_example(place, row, tokenizer, completions) for place, row in _rows(path, kinds)]
     if not examples:
         raise ConfigError(f"{path}: expected at least one row with {FORMATS}, found an empty data set.")
     return examples
@@ -88,12 +92,13 @@ def locate(path: str, kinds: tuple[str, ...] = KINDS) -> Literal["file", "folder
     raise ConfigError(f"{path}: expected a file, a folder or a hub id 'org/name', found no such file in {Path.cwd()}.")
 
 
-def _rows(path: str) -> Iterator[Located]:
+def _rows(path: str, kinds: tuple[str, ...]) -> Iterator[Located]:
     place, _, split = path.partition(":")
-    match locate(path):
+    match locate(path, kinds):
         case "file":
             file = Path(os.path.expanduser(path))
-            return {".jsonl": _json_lines, ".json": _json_list, ".parquet": _parquet}[file.suffix](file)
+            readers = {".jsonl": _json_lines, ".json": _json_list, ".parquet": _parquet, ".csv": _csv}
+            return readers[file.suffix](file)
         case "folder":
             return _datasets_rows(path, _load_folder(path, Path(os.path.expanduser(place)), split or "train"))
         case "hub":
@@ -112,6 +117,21 @@ def _json_list(file: Path) -> Iterator[Located]:
         raise ConfigError(f"{file}: expected a JSON list of rows, found {_kind(rows)}.")
     for number, row in enumerate(rows, start=1):
         yield f"{file}: row {number}", row
+
+
+def _csv(file: Path) -> Iterator[Located]:
+    """Rows by the names in the first line (RFC 4180)."""
+    reader = csv.DictReader(io.StringIO(_text(file), newline=""), strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise ConfigError(
+                    f"{file}:{reader.line_num}: expected {len(reader.fieldnames or ())} fields as in the first line, "
+                    "found another number; put fields that hold a comma in double quotes."
+                )
+            yield f"{file}:{reader.line_num}", row
+    except csv.Error as error:
+        raise ConfigError(f"{file}:{reader.line_num}: expected CSV, found none that can be read ({error}).") from None
 
 
 def _parquet(file: Path) -> Iterator[Located]:
