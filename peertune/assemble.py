@@ -20,6 +20,7 @@ from peertune.config.schema import (
     CodeletsTask,
     Config,
     HumanEvalTask,
+    IntentTask,
     MBPPTask,
     Party,
     RecordsTask,
@@ -40,6 +41,7 @@ from peertune.tasks.base import CODE_TASKS, Example, Task
 from peertune.tasks.codelets import Codelets
 from peertune.tasks.disjoint import check_disjoint
 from peertune.tasks.humaneval import HumanEval
+from peertune.tasks.intent import Intent
 from peertune.tasks.mbpp import MBPP
 from peertune.tasks.records import Records, read_examples
 from peertune.tasks.sandbox import Sandbox
@@ -70,7 +72,7 @@ def build_agents(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], lis
     for name, party in config.parties().items():
         if name not in names:
             continue
-        lm = models.get(party.model) or LanguageModel.load(party.model, _device(config))
+        lm = models.get(party.model) or LanguageModel.load(party.model, _device(config), task.labels, config.seed)
         models[party.model] = lm
         own = private.get(name) or (_own_data(party, lm, config.seed) if isinstance(party, AgentConfig) else ([], []))
         splits = {"train": own[0], "validation": own[1], "transfer": transfer, "probe": probe, "test": test}
@@ -111,6 +113,9 @@ def make_task(config: TaskConfig, seed: int, sandbox: Sandbox | None) -> Task:
             return Records(test=config.test, transfer=config.transfer)
         case AnswersTask():
             return Answers(config.path, seed, {split: getattr(config, split) for split in ORDER})
+        case IntentTask():
+            sizes = {split: getattr(config, split) for split in ORDER}
+            return Intent(config.path, config.test_path, seed, sizes, as_text=config.output == "text")
 
 
 def public_examples(config: Config) -> tuple[list[Example], list[Example]]:
@@ -118,7 +123,7 @@ def public_examples(config: Config) -> tuple[list[Example], list[Example]]:
     known. Raises `ConfigError` if their file cannot be read.
     """
     task = config.task
-    if isinstance(task, CodeletsTask | AnswersTask):
+    if isinstance(task, CodeletsTask | AnswersTask | IntentTask):
         made = make_task(task, config.seed, None)
         return made.examples("transfer"), made.examples("probe")
     if isinstance(task.transfer, int):
@@ -128,7 +133,7 @@ def public_examples(config: Config) -> tuple[list[Example], list[Example]]:
 
 def _private_data(config: Config, task: Task) -> dict[str, tuple[list[Example], list[Example]]]:
     """What the task deals to each agent; nothing where agents bring their own."""
-    if not isinstance(config.task, CodeletsTask | MBPPTask | AnswersTask) or config.agents[0].data is not None:
+    if not isinstance(config.task, CodeletsTask | MBPPTask | AnswersTask | IntentTask) or config.agents[0].data:
         return {}
     pools = (task.examples("train"), task.examples("validation"))
     section = config.task.partition
@@ -190,6 +195,7 @@ def _facts(agent: Agent, config: Party, adapter: Adapter, lm: LanguageModel, dat
         "rank": adapter.rank,
         "scale": adapter.alpha / adapter.rank,
         "family": lm.family,
+        "vocabulary": _vocabulary(lm),
         "parameters": lm.parameters,
         "trainable": sum(parameter.numel() for parameter in lm.trainable(agent.name).values()),
         "train": len(train),
@@ -199,7 +205,7 @@ def _facts(agent: Agent, config: Party, adapter: Adapter, lm: LanguageModel, dat
         "chats": sum(example.chat for example in train),
         "data": _digest((*train, *validation, *test)),
         "histogram": list(category_histogram((example.category for example in train), data.task.categories)),
-        "preview": render_example(agent.first_row, lm.tokenizer) if train else "",
+        "preview": render_example(agent.first_row, lm.tokenizer, lm.labels) if train else "",
     }
 
 
@@ -207,6 +213,12 @@ def _kind_of_adapter(model: str, adapter: Weights) -> str:
     """Equal for agents that could take each other's adapter: one base, and the same arrays by name and shape."""
     shapes = sorted((name, array.shape) for name, array in adapter.tensors.items())
     return hashlib.sha256(msgspec.json.encode([fingerprint(model), shapes])).hexdigest()[:16]
+
+
+def _vocabulary(lm: LanguageModel) -> str:
+    """Equal for models whose logits are about the same tokens, or classes."""
+    chosen = list(lm.labels) or sorted(lm.tokenizer.get_vocab().items())
+    return hashlib.sha256(msgspec.json.encode([lm.width, chosen])).hexdigest()[:16]
 
 
 def _digest(examples: Sequence[Example]) -> str:

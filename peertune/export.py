@@ -5,19 +5,21 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from peertune.assemble import make_task
 from peertune.checkpoint import Blobs
-from peertune.config.schema import AgentConfig, Config
+from peertune.config.schema import AgentConfig, Config, IntentTask
 from peertune.errors import ConfigError, PeertuneError, StorageError
 from peertune.experiment import START
 from peertune.ledger import Ledger
-from peertune.lm.encode import encode_prompt
+from peertune.lm.encode import encode_message, encode_prompt
 from peertune.lm.model import LanguageModel
 from peertune.lm.quiet import quiet
 from peertune.lm.settings import AdapterSettings, TrainingSettings
@@ -59,7 +61,7 @@ def export_adapter(folder: Path, agent: str, to: Path, arm: str | None = None) -
         shutil.rmtree(unfinished, ignore_errors=True)
     return (
         f"OK: {agent} after {arm} is in {to}; loaded again, its logits agree within {difference:.0e} "
-        f"and its greedy text is the same"
+        f"and its {'answer' if lm.labels else 'greedy text'} is the same"
     )
 
 
@@ -103,7 +105,8 @@ def _digest(folder: Path, config: Config, agent: str, arm: str) -> str:
 def _restored(config: Config, agent_config: AgentConfig, name: str, blob: bytes) -> LanguageModel:
     """The agent's model with the adapter of a checkpoint."""
     adapter = agent_config.adapter or config.adapter
-    lm = LanguageModel.load(agent_config.model)
+    labels = make_task(config.task, config.seed, None).labels if isinstance(config.task, IntentTask) else ()
+    lm = LanguageModel.load(agent_config.model, labels=labels)
     lm.add_adapter(name, AdapterSettings(adapter.rank, adapter.alpha, adapter.dropout, adapter.target_modules), seed=0)
     tensors = load_safetensors(blob)
     tensors.pop("record")
@@ -112,19 +115,30 @@ def _restored(config: Config, agent_config: AgentConfig, name: str, blob: bytes)
 
 
 def _compare(lm: LanguageModel, agent: str, folder: Path) -> float:
-    """Largest difference of a logit on a fixed prompt and its greedy continuation; infinite if the texts differ."""
-    with quiet():
-        base = AutoModelForCausalLM.from_pretrained(lm.source, torch_dtype=torch.float32, use_safetensors=True)
-        exported = PeftModel.from_pretrained(base, str(folder)).eval()
-    ids = encode_prompt(lm.tokenizer, PROBE)
+    """Largest difference of a logit on a fixed prompt and its greedy continuation; infinite if the texts differ.
+
+    Of a classifier the logits of the classes alone.
+    """
+    exported = _as_anyone_would(lm, folder)
+    framed = encode_message(lm.tokenizer, PROBE, lm.max_length)
+    ids = list(framed.ids) if lm.labels else encode_prompt(lm.tokenizer, PROBE)
     difference = 0.0
     with torch.inference_mode(), lm.using(agent) as live:
-        for _ in range(NEW_TOKENS):
+        for _ in range(1 if lm.labels else NEW_TOKENS):
             batch = torch.tensor([ids])
-            ours = live(input_ids=batch.to(lm.device)).logits[0].float().cpu()
-            theirs = exported(input_ids=batch).logits[0]
+            ours = live(input_ids=batch.to(lm.device)).logits.flatten(0, -2).float().cpu()
+            theirs = exported(input_ids=batch).logits.flatten(0, -2)
             if ours[-1].argmax() != theirs[-1].argmax():
                 return float("inf")
             difference = max(difference, (ours - theirs).abs().max().item())
             ids.append(int(ours[-1].argmax()))
     return difference
+
+
+def _as_anyone_would(lm: LanguageModel, folder: Path) -> PeftModel:
+    """The exported adapter on its base, with transformers and PEFT alone."""
+    loader: Any = AutoModelForSequenceClassification if lm.labels else AutoModelForCausalLM
+    options = {"num_labels": len(lm.labels), "ignore_mismatched_sizes": True} if lm.labels else {}
+    with quiet():
+        base = loader.from_pretrained(lm.source, torch_dtype=torch.float32, use_safetensors=True, **options)
+        return PeftModel.from_pretrained(base, str(folder)).eval()

@@ -13,10 +13,24 @@ from peertune.clock import Clock
 from peertune.engines.base import Barrier, Engine, Entry, Ref, read_answer
 from peertune.errors import AgentError, MethodError
 from peertune.ledger import COORDINATOR, SERVER, EventKind
-from peertune.payloads import Number, Payload, Picks, Receipt, Records, Texts, Weights, encode
+from peertune.payloads import (
+    ALL_FACTORS,
+    Distillation,
+    Factors,
+    Logits,
+    Number,
+    Payload,
+    Picks,
+    Receipt,
+    Records,
+    Texts,
+    Weights,
+    encode,
+)
 
 Key = TypeVar("Key")
 Argument = Payload | Ref | int | float
+NO_SERVER = "this method needs a server, the run has none; give the configuration a `server: {model: ...}`"
 NEVER = 1e9  # nats a token: no loss rises by so much
 
 
@@ -26,9 +40,12 @@ class AgentHandle:
     def __init__(self, federation: "Federation", name: str) -> None:
         self._federation, self.name = federation, name
 
-    def fit(self, steps: int) -> Ref:
-        """Train the adapter for `steps` optimiser steps on the agent's own data. Answer: none."""
-        return self._call("fit", steps)
+    def fit(self, steps: int, factors: Factors = ALL_FACTORS, proximal: float = 0.0) -> Ref:
+        """Train the adapter for `steps` optimiser steps on the agent's own data. Answer: none.
+
+        `factors`: only these of it. `proximal`: FedProx's mu; mu / 2 ||theta - theta_0||^2 is part of the loss.
+        """
+        return self._call("fit", steps, *((factors, proximal) if proximal or factors != ALL_FACTORS else ()))
 
     def records(self) -> Ref:
         """Answer: `Records`, the agent's training examples."""
@@ -58,6 +75,14 @@ class AgentHandle:
         """Take the adapter of an agent with the same base; `learn` starts by moving towards it. Answer: `Verdicts`."""
         return self._call("blend", adapter)
 
+    def express(self, which: Picks, k: int) -> Ref:
+        """What the agent expected at each token of the texts that it shares. Answer: `Logits`."""
+        return self._call("express", which, k)
+
+    def soften(self, which: Picks, logits: Logits | Ref) -> Ref:
+        """Learn the texts just accepted with what their author expected, once. Answer: `Verdicts`."""
+        return self._call("soften", which, logits)
+
     def inspect(self, which: Picks, texts: Texts | Ref) -> Ref:
         """Grade texts for public problems, and keep nothing. Answer: `Verdicts`."""
         return self._call("inspect", which, texts)
@@ -68,17 +93,31 @@ class AgentHandle:
         """
         return self._call("learn", kd_weight, steps, tolerance, int(keep))
 
+    def know(self, which: Picks, k: int = 0, mass: float = 1.0, bits: int = 16) -> Ref:
+        """What the agent expects at every token of the answers of these public problems, or of their class. The `k`
+        most probable (0: all), of them no more than have `mass` together, in `bits` a number. Answer: `Logits`.
+        """
+        return self._call("know", which, k, mass, bits)
+
+    def distil(self, which: Picks, logits: Logits | Ref, lesson: Distillation) -> Ref:
+        """Learn from logits for these public problems, beside own data. Answer: none."""
+        return self._call("distil", which, logits, lesson)
+
     def grade(self, samples: int = 1, temperature: float = 0.0) -> Ref:
         """Complete and grade the test problems. Answer: `Scores`. Changes nothing in the agent."""
         return self._call("grade", samples, temperature)
 
-    def adapter(self) -> Ref:
-        """Answer: `Weights`, the agent's adapter."""
-        return self._call("adapter")
+    def adapter(self, factors: Factors = ALL_FACTORS) -> Ref:
+        """Answer: `Weights`, the agent's adapter, or these factors of it."""
+        return self._call("adapter", *(() if factors == ALL_FACTORS else (factors,)))
 
-    def load(self, adapter: Weights | Ref) -> Ref:
-        """Replace the agent's adapter. Answer: none."""
-        return self._call("load", adapter)
+    def load(self, adapter: Weights | Ref, since: int = 0, upto: int = 0) -> Ref:
+        """Replace the agent's adapter, or what came of it. Answer: none.
+
+        An adapter that all share has versions. `upto`: this one's. `since`: what came is the change after that version,
+        which the agent must have, or fails; 0: it builds on nothing.
+        """
+        return self._call("load", adapter, *((since, upto) if upto else ()))
 
     def checkpoint(self, keep: Texts) -> Ref:
         """Store the agent's state on its own disk; drop stored states other than this and `keep`. Answer: `Receipt`."""
@@ -134,9 +173,7 @@ class Federation:
     def server(self) -> AgentHandle:
         """The party with a model and no data. Raises `MethodError` if the run has none."""
         if not self.has_server:
-            raise MethodError(
-                "this method needs a server, the run has none; give the configuration a `server: {model: ...}`"
-            )
+            raise MethodError(NO_SERVER)
         return self._by_name[SERVER]
 
     @property

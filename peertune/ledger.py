@@ -34,8 +34,10 @@ EventKind = Literal[
     "samples",
     "server_scores",
     "pair",
+    "knowledge",  # what clients knew of public problems, together
     "late",  # the report of an exchange of an earlier round has come
     "refused",  # a report that fits no exchange
+    "aggregation",  # of adapters, and its error
     "failure",
     "clock",  # a round in virtual time
     "checkpoint",

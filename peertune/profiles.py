@@ -45,6 +45,7 @@ class AgentRecord(msgspec.Struct):
     last_gain: float = 0.0
     mean_gain: float = 0.0
     profiled: int = 0
+    version: int = 0  # of a shared adapter, that which it took last
     lessons: dict[int, Lesson] = {}  # texts for public problems, by their number
 
     def trained(self, loss: float) -> None:

@@ -432,3 +432,30 @@ def test_chats_are_refused_because_each_model_has_its_own_template() -> None:
     method.check([{"name": "a", "chats": 0}, {"name": "b", "chats": 0}])
     with pytest.raises(MethodError, match="4 of b are chats in its own model's template; give them as prompt"):
         method.check([{"name": "a", "chats": 0}, {"name": "b", "chats": 4}])
+
+
+# A server model
+
+
+def test_a_server_learns_what_was_elected_and_teaches_what_it_writes(models: dict[str, str], tmp_path: Path) -> None:
+    fedid = {"type": "central_text", "vote": "fedid", "tested": False, "server_model": True, "keep_best": False}
+    agents = [{"model": models[name], "release": {"texts": "everyone"}} for name in ("llama", "gpt2")]
+    config = small_config(models, agents=agents, method=fedid, server={"model": models["llama"]})
+    ledger = run(tmp_path / "run", config)
+    moved = [event.body for event in ledger.events("transfer", "central_text") if event.phase == "round"]
+    assert [body["destination"] for body in moved if (body["source"], body["payload"]) == ("server", "texts")] == [
+        COORDINATOR
+    ] * 2
+    assert len([body for body in moved if (body["destination"], body["payload"]) == ("server", "texts")]) == 2
+    assert {body["source"] for body in bodies(ledger, "pair")} == {"server"}
+    assert not bodies(ledger, "failure")
+    before, after = bodies(ledger, "server_scores")
+    assert before["metrics"]["test_loss"] != after["metrics"]["test_loss"]
+
+
+def test_a_server_model_needs_a_server(models: dict[str, str]) -> None:
+    agents = [{"model": models["llama"], "release": {"texts": "everyone"}}] * 2
+    with pytest.raises(ValueError, match="central_text: `server_model` needs a server; add a section `server:"):
+        small_config(models, agents=agents, method={"type": "central_text", "server_model": True})
+    with pytest.raises(MethodError, match="needs a server, the run has none"):
+        CentralText(run=RUN, server_model=True).check([{}, {}])

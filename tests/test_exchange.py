@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sums import PROBE, TRANSFER, WRONG, Sums, call, make_agent, plant, right, surprised
-from tiny import make_tiny_model
+from tiny import make_tiny_model, randomise_adapter
 
 from peertune.agent import Agent
 from peertune.agent.faults import Liar, shuffled
@@ -15,7 +15,8 @@ from peertune.agent.learner import MOST_REPEATS
 from peertune.errors import PayloadError
 from peertune.federation import NEVER
 from peertune.lm.model import LanguageModel
-from peertune.payloads import Change, Claims, Gain, Picks, Receipt, Texts, Verdicts, Weights
+from peertune.payloads import Change, Claims, Gain, Logits, Picks, Receipt, Texts, Verdicts, Weights
+from peertune.profiles import Lesson
 
 Make = Callable[..., Agent]
 ALL = Picks(tuple(range(TRANSFER)))
@@ -232,7 +233,7 @@ def test_without_lessons_an_agent_trains_on_its_own(agent: Agent) -> None:
 
 def spy_on_steps(agent: Agent) -> list[Any]:
     seen, original = [], agent._learner.trainer.step
-    agent._learner.trainer.step = lambda groups, seed: seen.append(groups) or original(groups, seed)
+    agent._learner.trainer.step = lambda groups, seed, taught=None: seen.append(groups) or original(groups, seed)
     return seen
 
 
@@ -358,3 +359,60 @@ def test_texts_that_did_harm_are_forgotten_with_the_lesson(agent: Agent) -> None
     call(agent, "accept", Picks((1, 2)), Texts(("poison", "poison")), 0)
     assert not call(agent, "learn", 0.5, 1, -NEVER, 1).kept
     assert {at: lesson.text for at, lesson in agent._record.lessons.items()} == {0: "kept", 1: "kept"}
+
+
+# Texts with what their author expected
+
+
+def softened(author: Agent, agent: Agent, texts: dict[int, str]) -> tuple[Logits, Verdicts]:
+    """`agent` accepts what `author` drafted, and then what it expected of it."""
+    plant(author, texts)
+    draft(author)
+    call(agent, "accept", ALL, call(author, "share", ALL), 0)
+    logits = call(author, "express", ALL, 2)
+    return logits, call(agent, "soften", ALL, logits)
+
+
+def test_an_author_says_what_it_expected_of_what_it_shares_and_of_nothing_else(make: Make) -> None:
+    author, agent = make("a"), make("b")
+    logits, verdicts = softened(author, agent, PLANTED)
+    known = logits.knowledge()
+    rows = [author._learner.encode(f"{n} + {n} = ", PLANTED.get(n, "")) for n in range(1, TRANSFER + 1)]
+    assert known.lengths.tolist() == [row.loss_tokens if n in PLANTED else 0 for n, row in enumerate(rows, 1)]
+    assert known.logp.shape[1] == 2 and known.width == author._learner.width
+    assert verdicts.passed == (1, 1, 1, 0)
+    assert call(author, "express", Picks((3,)), 2).knowledge().lengths.tolist() == [0]  # problem 4 of ALL: no draft
+
+
+def test_a_softened_lesson_moves_towards_its_author(make: Make) -> None:
+    author, agent = make("a"), make("b")
+    randomise_adapter(author._lm, "a", 5)
+    rows = [agent._learner.encode("1 + 1 = ", "2")]
+    expected = author._learner.expectations(rows, 0)
+
+    def away() -> float:
+        own = agent._learner.expectations(rows, 0)
+        return float((np.exp(expected.logp) * (expected.logp - own.logp)).sum())
+
+    before = away()
+    softened(author, agent, right(1))
+    learn(agent, weight=1.0, steps=20)
+    assert away() < 0.95 * before
+    assert not agent._desk.views  # once only
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_text_that_is_not_learnt_is_not_softened(make: Make, replaced: bool) -> None:
+    author, agent = make("a"), make("b")
+    agent._record.lessons[0] = Lesson("2", verified=True)  # better than what comes
+    _, verdicts = softened(author, agent, {1: "77" if replaced else "2"})
+    assert verdicts.passed == (int(not replaced), 0, 0, 0)
+
+
+def test_logits_of_another_vocabulary_or_of_other_problems_are_refused(make: Make) -> None:
+    author, agent = make("a"), make("b")
+    logits, _ = softened(author, agent, right(1))
+    with pytest.raises(PayloadError, match="expected logits of 2 problems"):
+        call(agent, "soften", Picks((0, 1)), logits)
+    with pytest.raises(PayloadError, match="expected logits of 4 problems and width"):
+        call(agent, "soften", ALL, Logits(logits.tensors, logits.width + 1))

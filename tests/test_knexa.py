@@ -469,9 +469,11 @@ def test_what_cannot_be_is_refused(names: int, transfer: int, message: str) -> N
 
 
 def with_bases(group: Group, bases: str) -> Group:
-    group.method = replace(group.method, run=replace(group.method.run, adapters=dict(zip("abcd", bases, strict=True))))
+    """`bases`: a letter for the base and the vocabulary of each agent; equal ones can exchange more than text."""
+    facts = [{"name": name, "adapter": base, "vocabulary": base} for name, base in zip("abcd", bases, strict=True)]
+    group.method = replace(group.method, run=replace(group.method.run, agents=tuple(facts)))
     for agent in group.agents.values():
-        agent._release["weights"] = "agents"
+        agent._release |= {"weights": "agents", "logits": "agents"}
     return group
 
 
@@ -492,6 +494,26 @@ def test_adapters_go_between_equal_bases_only(build: Build) -> None:
         (row,) = bodies(group.play(), "pair")
         assert {row["source"], row["receiver"]} == {"a", "d"}
     group = with_bases(build(route="set", protocols=("text", "adapter"), matchmaker=Uniform(), folder="two"), "wxyz")
+    assert {row["protocol"] for row in bodies(group.play(), "pair")} == {"text"}
+
+
+def test_texts_may_travel_with_what_their_author_expected(build: Build) -> None:
+    settings = {"route": "set", "matchmaker": Uniform(), "tested": False, "keep_best": False}
+    plain = with_bases(build(**settings, protocols=("text",)), "xxxx")
+    soft = with_bases(build(**settings, protocols=("logits",), folder="two"), "xxxx")
+    taught = bodies(plain.play(), "pair")
+    log = soft.play()
+    rows = bodies(log, "pair")
+    assert [(row["source"], row["receiver"]) for row in rows] == [(row["source"], row["receiver"]) for row in taught]
+    assert moved(log, "logits") == moved(log, "texts") == [(row["source"], row["receiver"]) for row in rows]
+    for hard, row in zip(taught, rows, strict=True):
+        assert (row["protocol"], row["texts"], row["useful"]) == ("logits", hard["texts"], hard["useful"])
+        assert row["kilobytes"] > hard["kilobytes"]
+        assert row["after"] != hard["after"]  # the same texts teach something else
+
+
+def test_logits_go_between_equal_vocabularies_only(build: Build) -> None:
+    group = with_bases(build(route="set", protocols=("text", "logits"), matchmaker=Uniform()), "wxyz")
     assert {row["protocol"] for row in bodies(group.play(), "pair")} == {"text"}
 
 

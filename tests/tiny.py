@@ -1,5 +1,7 @@
 """True tiny causal LMs and encoders (30k to 40k parameters, random weights, own tokenizers), made on the fly."""
 
+import re
+import string
 from pathlib import Path
 
 import torch
@@ -79,12 +81,13 @@ def randomise_adapter(lm: LanguageModel, name: str, seed: int = 0) -> None:
 
 def make_word_tokenizer() -> PreTrainedTokenizerFast:
     """WordPiece in the frame of BERT: [CLS] ... [SEP]; id 0 is padding; no begin and no end of sequence."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    letters = sorted(set(string.printable.lower()) - set(string.whitespace))
+    words = sorted({word for text in TEXTS for word in re.findall(r"\w{2,}", text.lower())})
+    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters), *words]
+    vocabulary = {piece: number for number, piece in enumerate(known)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(TEXTS * 3, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )

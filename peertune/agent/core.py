@@ -29,6 +29,8 @@ from peertune.lm.model import LanguageModel
 from peertune.lm.settings import Sampling, TrainingSettings
 from peertune.lm.train import TrainingDiverged
 from peertune.payloads import (
+    ALL_FACTORS,
+    Factors,
     Number,
     Payload,
     Receipt,
@@ -116,12 +118,16 @@ class AgentCore:
         return self._settings.folder / "errors.log"
 
     @verb
-    def fit(self, steps: int) -> None:
-        """Train on the agent's own data, and on what was pooled with it since the last time."""
+    def fit(self, steps: int, factors: Factors = ALL_FACTORS, proximal: float = 0.0) -> None:
+        """Train on the agent's own data, and on what was pooled with it since the last time.
+
+        `factors`: only these, and what is no factor. `proximal`: the mu of FedProx, which holds to the start.
+        """
         rows, self._pooled = [*self._train, *self._pooled], []
         if steps == 0:
             return
-        with self._undone_if_failing():
+        moving = self._learner.named(factors.letters)
+        with self._undone_if_failing(), self._learner.trainer.only(moving, proximal):
             groups = ([(self._learner.own_batch(rows, self._record), 1.0)] for _ in range(steps))
             loss = float(np.mean([self._learner.step(group, self._record) for group in groups]))
             self._learner.losses(self._validation[: self._settings.training.batch_size])  # the last step may diverge
@@ -155,17 +161,25 @@ class AgentCore:
         return Scores(tuple(float(count) for count in correct), samples, metrics)
 
     @verb
-    def adapter(self) -> Weights:
-        """The adapter's arrays, fp32."""
-        state = self._lm.adapter_state(self.name)
-        return Weights({name: tensor.numpy() for name, tensor in state.items()}, len(self._train))
+    def adapter(self, factors: Factors = ALL_FACTORS) -> Weights:
+        """The adapter's arrays, fp32: these factors, and what is no factor."""
+        state, wanted = self._lm.adapter_state(self.name), self._learner.named(factors.letters)
+        return Weights({name: state[name].numpy() for name in wanted}, len(self._train))
 
     @verb
-    def load(self, adapter: Weights) -> None:
-        """Replace the adapter. Raises `PayloadError` if names or shapes differ from the agent's own."""
-        self._lm.load_adapter(
-            self.name, {name: torch.from_numpy(array.copy()) for name, array in adapter.tensors.items()}
-        )
+    def load(self, adapter: Weights, since: int = 0, upto: int = 0) -> None:
+        """Take a shared adapter: of version `upto` whatever came, or what changed of it after version `since`.
+
+        Raises `PayloadError` if a name or shape is not the agent's own, or if it does not have version `since`.
+        """
+        held = self._record.version
+        if since and held not in (since, upto):
+            raise PayloadError(f"expected what changed after version {held}, found it after version {since}")
+        tensors = adapter.tensors
+        if since and held == upto:  # it has been told before, but has trained since
+            tensors = {name: array for name, array in tensors.items() if ".frozen_" not in name}
+        self._learner.take(tensors, bool(since), self._learner.seed("adapter", self._record.steps))
+        self._record.version = upto
 
     @verb
     def checkpoint(self, keep: Texts) -> Receipt:

@@ -10,11 +10,13 @@ from itertools import compress
 import numpy as np
 import torch
 
-from peertune.agent.drafts import Draft, Lesson, PublicProblems, add_lesson, confidence_threshold, surprise
+from peertune.agent.drafts import Draft, Lesson, PublicProblems, add_lesson, confidence_threshold, fitting, surprise
 from peertune.agent.learner import Learner
 from peertune.lm.encode import Row
 from peertune.lm.settings import Sampling
-from peertune.payloads import Claims, Picks, Texts, Verdicts, Weights
+from peertune.lm.teach import with_teacher
+from peertune.losses import Teacher
+from peertune.payloads import Claims, Logits, Picks, Texts, Verdicts, Weights
 from peertune.profiles import AgentRecord
 from peertune.tasks.base import Example, Task
 
@@ -45,6 +47,8 @@ class Desk:
         self.threshold = 0.0  # of the drafts' surprise
         self.pulled = 0
         self.adapter: dict[str, torch.Tensor] = {}
+        self.views: dict[Row, Teacher] = {}  # what the authors of lessons expected at each of their tokens
+        self._arrived: dict[int, str] = {}  # texts that were accepted since the last lesson
         self._replaced: dict[int, Lesson | None] = {}  # lessons before what was accepted since the last one
 
     def clear(self) -> None:
@@ -54,7 +58,8 @@ class Desk:
 
     def settle(self) -> None:
         """A lesson is over: what was sent for it has been used."""
-        self.pulled, self.adapter, self._replaced = 0, {}, {}
+        self.pulled, self.adapter, self.views = 0, {}, {}
+        self._arrived, self._replaced = {}, {}
 
     def undo(self, record: AgentRecord) -> None:
         """The lesson did harm: what was accepted for it is forgotten."""
@@ -91,6 +96,28 @@ class Desk:
         drafts = [self.drafts.get(problem) for problem in which.items]
         return Texts(tuple(draft.text if draft and draft.offered(self.threshold) else "" for draft in drafts))
 
+    def express(self, which: Picks, k: int) -> Logits:
+        """What the agent expected at each token of the drafts that it shares; nothing of those it withholds."""
+        texts = self.share(which).items
+        rows = [self._learner.encode(each.prompt, text) for each, text in zip(self.public(which), texts, strict=True)]
+        known = self._learner.expectations(rows, k)
+        return Logits.of(known.only(np.array([bool(text) for text in texts])))
+
+    def soften(self, record: AgentRecord, which: Picks, logits: Logits) -> Verdicts:
+        """The texts just accepted for these problems are learnt once with what their author expected at each token.
+
+        Raises `PayloadError` if it is not of these problems and of the agent's own vocabulary.
+        """
+        self.pulled += sum(array.nbytes for array in logits.tensors.values())
+        known = fitting(logits, which, self._learner.width)
+        texts = [self._arrived.get(problem, "") for problem in which.items]
+        rows = [self._learner.encode(each.prompt, text) for each, text in zip(self.public(which), texts, strict=True)]
+        whole = known.lengths == [row.loss_tokens for row in rows]
+        is_lesson = [problem in record.lessons and record.lessons[problem].text for problem in which.items]
+        kept = np.array([text != "" and text == lesson for text, lesson in zip(texts, is_lesson, strict=True)])
+        self.views |= {item.row: item.teacher for item in with_teacher(rows, known.only(whole & kept))}
+        return Verdicts(tuple((whole & kept).astype(int).tolist()))
+
     def accept(self, record: AgentRecord, which: Picks, texts: Texts, tested: bool) -> Verdicts:
         """Keep of texts what counts as lessons; of problems with public tests only if it passes, if `tested`."""
         self.pulled += sum(len(text.encode()) for text in texts.items)
@@ -102,7 +129,12 @@ class Desk:
             if self._public.teaches(problem):
                 self._replaced.setdefault(problem, record.lessons.get(problem))
                 add_lesson(record.lessons, problem, Lesson(text, verified=bool(passed)))
+                self._arrived[problem] = text
         return Verdicts(tuple(map(int, useful)))
+
+    def public(self, which: Picks) -> list[Example]:
+        """These public problems, with their answers."""
+        return self._public.of(which)
 
     def inspect(self, which: Picks, texts: Texts) -> Verdicts:
         """Grade texts for problems whose answers are known; keep nothing."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from peertune.errors import PayloadError
-from peertune.payloads import Picks, Texts
+from peertune.knowledge import Knowledge
+from peertune.payloads import Logits, Picks, Texts
 from peertune.profiles import Lesson
 from peertune.tasks.base import Example, Task
 
@@ -37,6 +38,17 @@ def add_lesson(lessons: dict[int, Lesson], problem: int, lesson: Lesson) -> None
     kept = lessons.get(problem)
     if kept is None or lesson.verified or not kept.verified:
         lessons[problem] = lesson
+
+
+def fitting(logits: Logits, which: Picks, width: int) -> Knowledge:
+    """What somebody knows of these problems. Raises `PayloadError` if it is of others, or of another vocabulary."""
+    known = logits.knowledge()
+    if (len(known.lengths), known.width) != (len(which.items), width):
+        raise PayloadError(
+            f"expected logits of {len(which.items)} problems and width {width}, found {len(known.lengths)} and "
+            f"{known.width}"
+        )
+    return known
 
 
 def surprise(nats: float, tokens: float) -> int:

@@ -10,14 +10,20 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from peertune.aggregate import fold
+from peertune.knowledge import Knowledge
 from peertune.lm.batches import batch_at
 from peertune.lm.calibrate import costs_of
+from peertune.lm.classify import encode_labelled
 from peertune.lm.encode import Row, encode
+from peertune.lm.frozen import cores, letter, overlay
 from peertune.lm.generate import Sampling, generate
 from peertune.lm.model import LanguageModel, check_tensors
 from peertune.lm.score import losses
+from peertune.lm.seeding import derived
 from peertune.lm.settings import TrainingSettings
-from peertune.lm.train import Trainer, TrainingDiverged
+from peertune.lm.teach import Taught, expectations
+from peertune.lm.train import Groups, Trainer, TrainingDiverged
 from peertune.payloads import Change
 from peertune.profiles import AgentRecord
 from peertune.tasks.base import Example
@@ -34,19 +40,29 @@ class Learner:
 
     def seed(self, purpose: str, number: int) -> int:
         """A seed that depends on nothing but the run's seed, the agent, the purpose and a count."""
-        words = [self._seed, *self._name.encode(), *purpose.encode(), number]
-        return int(np.random.SeedSequence(words).generate_state(1)[0])
+        return derived(self._seed, self._name, purpose, number)
 
     def encode(self, prompt: str, completion: str, chat: bool = False) -> Row:
+        if self.lm.labels:
+            return encode_labelled(self.lm, prompt, completion, self._settings.max_length)
         return encode(self.lm.tokenizer, prompt, completion, self._settings.max_length, chat)
 
     def encode_all(self, examples: Sequence[Example]) -> list[Row]:
         return [self.encode(example.prompt, example.completion, example.chat) for example in examples]
 
-    def step(self, groups: Sequence[tuple[Sequence[Row], float]], record: AgentRecord) -> float:
-        """One optimiser step on groups of rows and their weights; returns the loss (nats a token)."""
+    def step(self, groups: Groups, record: AgentRecord, taught: Taught | None = None) -> float:
+        """One optimiser step on groups of rows and their weights, and rows with a teacher; returns the loss (nats)."""
         record.steps += 1
-        return self.trainer.step(groups, self.seed("step", record.steps))
+        return self.trainer.step(groups, self.seed("step", record.steps), taught)
+
+    @property
+    def width(self) -> int:
+        """How many tokens, or classes, the model chooses from."""
+        return self.lm.width
+
+    def expectations(self, rows: Sequence[Row], k: int) -> Knowledge:
+        """What the model expects of these rows: the `k` most probable, or all where that takes fewer bytes."""
+        return expectations(self.lm, self._name, rows, k if 0 < 2 * k < self.width else None)
 
     def fitting(self, adapter: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
         """Another's adapter as tensors. Raises `PayloadError` if names or shapes differ from the own one's."""
@@ -58,6 +74,27 @@ class Learner:
         """The adapter becomes (1 - share) * own + share * `towards`, factor by factor."""
         own = self.lm.adapter_state(self._name)
         self.lm.load_adapter(self._name, {name: torch.lerp(own[name], towards[name].float(), share) for name in own})
+
+    def named(self, letters: str) -> list[str]:
+        """The adapter's tensors that are one of these factors, A, B or R, or none: a classification head."""
+        return [name for name in self.lm.trainable(self._name) if letter(name) in letters]
+
+    def take(self, adapter: Mapping[str, np.ndarray], since: bool, seed: int) -> None:
+        """Put tensors in the place of the adapter's own, in as many ranks as they have; the others start anew.
+
+        Frozen parts are folded into those that there are (`since`), or replace them. Raises `PayloadError`, and
+        changes nothing, if a name or shape is not the own one's.
+        """
+        frozen = {name: array for name, array in adapter.items() if ".frozen_" in name}
+        factors = {name: torch.from_numpy(array.copy()) for name, array in adapter.items() if name not in frozen}
+        own = self.lm.adapter_state(self._name)
+        if any(letter(name) == "R" for name in factors):
+            own = cores(own) | own
+        whole = overlay(own, factors, seed)
+        if since:
+            frozen = fold({name: part.numpy() for name, part in self.lm.frozen(self._name).items()}, frozen)
+        self.lm.freeze(self._name, {name: torch.from_numpy(array.copy()) for name, array in frozen.items()})
+        self.trainer.put({name: whole[name] for name in factors})
 
     def own_batch(self, rows: Sequence[Row], record: AgentRecord) -> list[Row]:
         """The next batch of the agent's own data: without replacement, epoch after epoch."""

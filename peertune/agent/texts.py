@@ -9,7 +9,8 @@ from peertune.agent.core import AgentCore, verb
 from peertune.agent.learner import change, mean_loss
 from peertune.lm.batches import batches
 from peertune.lm.encode import Row
-from peertune.payloads import Claims, Gain, Picks, Profile, Texts, Verdicts, Weights
+from peertune.lm.teach import Taught, TaughtRow
+from peertune.payloads import Claims, Gain, Logits, Picks, Profile, Texts, Verdicts, Weights
 from peertune.profiles import build_profile
 
 
@@ -46,6 +47,16 @@ class TextVerbs(AgentCore):
         return Verdicts((1,))
 
     @verb
+    def express(self, which: Picks, k: int) -> Logits:
+        """What the agent expected at each token of the texts that it shares: the `k` most probable."""
+        return self._desk.express(which, k)
+
+    @verb
+    def soften(self, which: Picks, logits: Logits) -> Verdicts:
+        """Learn the texts just accepted with what their author expected at each token, and not as they are."""
+        return self._desk.soften(self._record, which, logits)
+
+    @verb
     def inspect(self, which: Picks, texts: Texts) -> Verdicts:
         """Grade texts for public problems whose answers are known; keep nothing."""
         return self._desk.inspect(which, texts)
@@ -59,13 +70,13 @@ class TextVerbs(AgentCore):
         """
         if (accuracy := self._desk.accuracy(self._record)) is not None:
             self._metrics.append(("text_accuracy", accuracy))
-        rows = self._desk.rows(self._record)
-        own, probe = self._learner.losses(self._validation), self._learner.losses(self._probe)
+        rows, held_out = self._desk.rows(self._record), self._validation or self._probe  # a server has no validation
+        own, probe = self._learner.losses(held_out), self._learner.losses(self._probe)
         with self._undone_if_failing() as start:
             if self._desk.adapter:
                 self._learner.move(self._desk.adapter, kd_weight)
             loss = self._train_mixed(rows, kd_weight, steps)
-            private = change(own, self._learner.losses(self._validation))
+            private = change(own, self._learner.losses(held_out))
             public = change(probe, self._learner.losses(self._probe)) if self._probe else None
         kept = private.after <= private.before + tolerance
         if not kept:
@@ -91,9 +102,22 @@ class TextVerbs(AgentCore):
     def _train_mixed(self, rows: Sequence[Row], kd_weight: float, steps: int) -> float:
         """`steps` on own rows and, as far as there are any, on these; the mean loss."""
         size = self._learner.taught_rows(len(rows), steps)
-        weight = kd_weight * self._learner.share_of_batch(size)
+        weight = kd_weight * self._learner.share_of_batch(size) if self._train else 1.0
         endless = batches(rows, size, self._learner.seed("exchange", self._record.received)) if rows else iter(())
         taught = [*islice(endless, steps)] or [[]] * steps
-        own = (self._learner.own_batch(self._train, self._record) for _ in taught)
-        groups = ([(mine, 1.0 - weight), (batch, weight)] for mine, batch in zip(own, taught, strict=True))
-        return float(np.mean([self._learner.step(group, self._record) for group in groups]))
+        own = (self._learner.own_batch(self._train, self._record) if self._train else [] for _ in taught)
+        lessons = (self._lesson(batch, weight) for batch in taught)
+        steps_made = (
+            self._learner.step([(mine, 1.0 - weight), plain], self._record, soft)
+            for mine, (plain, soft) in zip(own, lessons, strict=True)
+        )
+        return float(np.mean(list(steps_made)))
+
+    def _lesson(self, batch: list[Row], weight: float) -> tuple[tuple[list[Row], float], Taught | None]:
+        """The rows of a batch that are learnt as they are, and those with what their author expected."""
+        views = self._desk.views
+        soft = [TaughtRow(row, views[row]) for row in batch if row in views]
+        if not soft:
+            return (batch, weight), None
+        plain, share = [row for row in batch if row not in views], weight / len(batch)
+        return (plain, share * len(plain)), Taught(soft, share * len(soft), 1.0)

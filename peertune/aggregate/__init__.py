@@ -23,7 +23,8 @@ its `relative_error` is some 1e-8. A new rule is one function in `rules.py` and 
 from peertune.aggregate.base import Aggregate, Rule, Update
 from peertune.aggregate.measure import relative_error
 from peertune.aggregate.rules import fedex, flexlora, flora, hetlora, mean
-from peertune.aggregate.tensors import fold, for_rank
+from peertune.aggregate.start import common_start, with_core
+from peertune.aggregate.tensors import Tensors, fold, for_rank, having, rank_sides
 
 AGGREGATORS: dict[str, Rule] = {
     "fedit": Rule(mean, "arXiv:2305.05644", "A and B are averaged apart: a mean of factors, not of what they do"),
@@ -41,8 +42,13 @@ __all__ = [
     "AGGREGATORS",
     "Aggregate",
     "Rule",
+    "Tensors",
     "Update",
+    "common_start",
     "fold",
     "for_rank",
+    "having",
+    "rank_sides",
     "relative_error",
+    "with_core",
 ]

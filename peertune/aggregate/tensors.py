@@ -28,6 +28,12 @@ def named(matrix: str, kind: str, term: LowRank) -> dict[str, np.ndarray]:
     return {f"{matrix}.{kind}_{letter}.weight": part.astype(np.float32) for letter, part in pair.items()}
 
 
+def having(tensors: Tensors, letters: str) -> dict[str, np.ndarray]:
+    """These factors of each matrix, and what is no factor."""
+    found = ((name, tensor, _FACTOR.fullmatch(name)) for name, tensor in tensors.items())
+    return {name: tensor for name, tensor, factor in found if factor is None or factor[2] in letters}
+
+
 def dense(tensors: Tensors) -> list[str]:
     """The names of tensors that are no factor of a matrix: a classification head, a bias."""
     return [name for name in tensors if not _FACTOR.fullmatch(name)]

@@ -5,7 +5,9 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from peertune.aggregate import AGGREGATORS
 from peertune.matchmakers import Pairwise, Router
+from peertune.methods.fedavg import MIXED
 from peertune.partition import MIN_TRAIN, MIN_VALIDATION
 from peertune.tasks.codelets import Codelets
 from peertune.tasks.mbpp import MBPP
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 
 RESERVED = {"coordinator", "server", "start"}  # names that the ledger gives to others
+DEALT = ("answers", "intent")  # tasks of a user's file that is dealt to all agents
 CATEGORIES = {task.name: len(task.categories) for task in (Codelets, MBPP)}
 NEEDS = {"scores": "coordinator", "receipt": "coordinator"}  # what any method must be able to pull, and who pulls it
 _SCALARS = dict.fromkeys(("claims", "verdicts", "gain"), "coordinator")
@@ -54,8 +57,10 @@ def _data(config: "Config") -> None:
         raise ValueError(
             f"task {task.type!r} has no training data of its own; give {', '.join(without)} a `data: {{path: ...}}`"
         )
-    if task.type == "answers" and len(without) < len(config.agents):
-        raise ValueError("task 'answers' deals its examples to all agents; remove their `data`, or use task 'records'")
+    if task.type in DEALT and len(without) < len(config.agents):
+        raise ValueError(
+            f"task {task.type!r} deals its examples to all agents; remove their `data`, or use task 'records'"
+        )
     if task.type in ("codelets", "mbpp") and len(without) not in (0, len(config.agents)):
         raise ValueError(
             f"task {task.type!r} deals its examples to all agents or to none; {', '.join(without)} have "
@@ -74,7 +79,7 @@ def _partition(config: "Config") -> None:
         return
     if task.type != "mbpp":
         for key, least in (("train", MIN_TRAIN), ("validation", MIN_VALIDATION)):
-            if getattr(task, key) < least * agents:
+            if (getattr(task, key) or least * agents) < least * agents:  # null: whatever there is
                 raise ValueError(
                     f"task.{key} is {getattr(task, key)}, but {agents} agents need at least {least} examples each; "
                     f"set it to {least * agents} or more"
@@ -82,7 +87,7 @@ def _partition(config: "Config") -> None:
     partition = task.partition
     if partition.type == "experts" and partition.experts >= agents:
         raise ValueError(f"partition: {partition.experts} experts need more than {agents} agents; lower `experts`")
-    if task.type == "answers":  # its categories stand in a file, which is not read here
+    if task.type == "answers" or task.type == "intent":  # their categories stand in a file, which is not read here
         return
     categories = CATEGORIES[task.type]
     if partition.type == "by_category" and agents > categories:
@@ -103,10 +108,16 @@ def _methods(config: "Config") -> None:
         if method.type in EXCHANGES:
             _exchange(config, name, method)
             _released(config, f"{name} ({method.type})", EXCHANGES[method.type])
+        if getattr(method, "server_model", False) and config.server is None:
+            raise ValueError(f"{name}: `server_model` needs a server; add a section `server: {{model: ...}}`")
+        if method.type == "kd":
+            _shared_logits(config, name, method)
         if method.type == "centralised":
             _released(config, f"{name} (centralised)", {"records": "agents"})
         if method.type == "knexa":
             _pairing(config, name, method)
+        if method.type == "fedavg":
+            _averaging(config, name, method)
 
 
 def _exchange(config: "Config", name: str, method: "MethodConfig") -> None:
@@ -121,12 +132,19 @@ def _exchange(config: "Config", name: str, method: "MethodConfig") -> None:
         )
 
 
+def _shared_logits(config: "Config", name: str, method: "MethodConfig") -> None:
+    if not config.task.transfer:
+        raise ValueError(f"{name}: kd needs public problems that all agents hold; set `task.transfer`")
+    _released(config, f"{name} (kd)", {"logits": "coordinator"})
+
+
 def _pairing(config: "Config", name: str, method: "MethodConfig") -> None:
     students = getattr(method.matchmaker, "max_students", 1)  # a policy without that field pairs two by two
     most = len(config.agents) // (2 if students == 1 else 1)
     if method.max_pairs and method.max_pairs > most:
         raise ValueError(f"{name}: max_pairs is {method.max_pairs}, but {len(config.agents)} agents form {most} pairs")
-    given = method.model_dump()
+    sections = {key: getattr(method, key).model_dump() for key in ("matchmaker", "router")}
+    given = {"protocols": method.protocols, "max_pairs": method.max_pairs, "retries": method.retries, **sections}
     if method.route == "prompt":
         _routable(config, name)
         if unused := [key for key, usual in _OF_PAIRS.items() if given[key] != usual]:
@@ -136,10 +154,32 @@ def _pairing(config: "Config", name: str, method: "MethodConfig") -> None:
             f"{name}: `{unused[0]}` is about single prompts, and `route: set` gives a pair all of them; "
             f"set `route: prompt`"
         )
-    if "adapter" in method.protocols:
-        _released(config, f"{name} (protocols: adapter)", {"weights": "agents"})
+    for protocol, kind in (("adapter", "weights"), ("logits", "logits")):
+        if protocol in method.protocols:
+            _released(config, f"{name} (protocols: {protocol})", {kind: "agents"})
     if method.matchmaker.type == "hetero_greedy" and config.task.type == "mbpp" and not config.agents[0].data:
         raise ValueError(f"{name}: hetero_greedy compares categories, task 'mbpp' has one; use another matchmaker")
+
+
+def _averaging(config: "Config", name: str, method: "MethodConfig") -> None:
+    """Adapters of one base, with the same layers, and of one shape where the aggregator cannot do with several."""
+    _released(config, f"{name} (fedavg)", {"weights": "coordinator"})
+    (first, one), *others = zip(config.agent_names(), config.agents, strict=True)
+    for other, agent in others:
+        own, its = one.adapter or config.adapter, agent.adapter or config.adapter
+        if agent.model != one.model:
+            raise ValueError(
+                f"{name}: fedavg needs one base model for all agents; {other} ({agent.model}) differs from {first} "
+                f"({one.model}). Give all the same `model`, or use knexa, which mixes models"
+            )
+        if its.target_modules != own.target_modules:
+            raise ValueError(f"{name}: fedavg needs adapters of the same layers; give all the same `target_modules`")
+        if not AGGREGATORS[method.aggregator].mixed_ranks and (its.rank, its.alpha) != (own.rank, own.alpha):
+            raise ValueError(
+                f"{name}: {method.aggregator} needs one adapter shape for all agents; {other} (rank {its.rank}, alpha "
+                f"{its.alpha}) differs from {first} (rank {own.rank}, alpha {own.alpha}). Give all the same `adapter`, "
+                f"or set `aggregator` to one that takes several: {', '.join(MIXED)}"
+            )
 
 
 def _routable(config: "Config", name: str) -> None:
@@ -156,11 +196,15 @@ def _routable(config: "Config", name: str) -> None:
 def _unused(config: "Config") -> None:
     """What is given and would be ignored; a default does no harm."""
     task, engine = config.task, config.engine
-    transfers = any(method.type in EXCHANGES for method in config.arms().values())
+    transfers = any(method.type in (*EXCHANGES, "kd") for method in config.arms().values())
     if not transfers and task.transfer and task.transfer != type(task).model_fields["transfer"].default:
         raise ValueError("task.transfer is not used, because here no agent answers prompts for another; remove it")
     if engine.workers == 0 and engine.deadline != type(engine).model_fields["deadline"].default:
         raise ValueError("engine.deadline is not used, because `workers: 0` has no process to wait for; remove it")
+    evaluation = config.evaluation
+    written = type(evaluation).model_fields["max_new_tokens"].default
+    if task.type == "intent" and task.output == "classes" and evaluation.max_new_tokens != written:
+        raise ValueError("evaluation.max_new_tokens is not used, because models choose a class; remove it")
 
 
 def _released(config: "Config", user: str, needs: dict[str, str]) -> None:
@@ -175,7 +219,7 @@ def _released(config: "Config", user: str, needs: dict[str, str]) -> None:
 
 def _evaluation(config: "Config") -> None:
     evaluation = config.evaluation
-    if evaluation.codebleu and config.task.type in ("records", "answers"):
+    if evaluation.codebleu and config.task.type in ("records", *DEALT):
         raise ValueError(
             f"evaluation: CodeBLEU compares programs, task {config.task.type!r} holds any text; remove `codebleu`"
         )

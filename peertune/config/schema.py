@@ -88,8 +88,26 @@ class AnswersTask(Typed):
     partition: PartitionConfig = {"type": "dirichlet"}
 
 
+class IntentTask(Typed):
+    """Messages and their intents, as in BANKING77, dealt to the agents: files with `text` and `category`, of which
+    `test_path` has the test. `output`: models (encoders, too) choose a class, or write its name. Sizes are messages in
+    all; null is all that there are, of `train` all that is left.
+    """
+
+    type: Literal["intent"] = "intent"
+    path: str
+    test_path: str
+    output: Literal["classes", "text"] = "classes"
+    train: PositiveInt | None = None
+    validation: PositiveInt = 400
+    transfer: Count = 1000
+    probe: Count = 200
+    test: PositiveInt | None = None
+    partition: PartitionConfig = {"type": "dirichlet"}
+
+
 TaskConfig = Annotated[
-    CodeletsTask | MBPPTask | HumanEvalTask | RecordsTask | AnswersTask,
+    CodeletsTask | MBPPTask | HumanEvalTask | RecordsTask | AnswersTask | IntentTask,
     Field(discriminator="type"),
     BeforeValidator(bare_name),
 ]
@@ -136,6 +154,7 @@ class Release(Section):
     scores: Who = "coordinator"
     receipt: Who = "coordinator"
     weights: Who = "nobody"
+    logits: Who = "nobody"  # of public problems
     records: Who = "nobody"  # the training examples themselves
     metrics: Who = "coordinator"  # losses and validation scores, for the run's ledger
 
@@ -163,7 +182,9 @@ class AgentConfig(Party):
 class ServerRelease(Release):
     """A server holds nobody's data: what it has, it gives."""
 
+    texts: Who = "everyone"
     weights: Who = "everyone"
+    logits: Who = "everyone"
 
 
 class ServerConfig(Party):

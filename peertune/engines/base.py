@@ -20,6 +20,7 @@ from peertune.ledger import COORDINATOR, EventKind
 from peertune.payloads import (
     Claims,
     Gain,
+    Logits,
     Payload,
     Profile,
     Receipt,
@@ -44,7 +45,7 @@ class Ref(msgspec.Struct, frozen=True):
 
 METRICS = (
     *("train_loss", "exchange_loss", "validation_loss"),  # nats a token
-    *("validation_score", "text_accuracy"),  # a share of 1
+    *("validation_score", "text_accuracy", "kept"),  # a share of 1
     *("exchange_updates", "flops"),  # counts of the call
     "memory",  # bytes, at the most
 )
@@ -65,6 +66,10 @@ ANSWERS: dict[str, type[Payload] | None] = {
     "pool": None,
     "adapter": Weights,
     "load": None,
+    "know": Logits,
+    "express": Logits,
+    "soften": Verdicts,
+    "distil": None,
     "checkpoint": Receipt,
     "restore": None,
 }

@@ -79,7 +79,7 @@ class Parts:
         blocks = base.base_model.get_submodule(family.blocks)
         self.cut, self.layers = cut, len(blocks)
         self.width, self.dtype = int(base.config.hidden_size), base.dtype
-        first, last = _check_cut(cut, self.layers, lm.source)
+        self.first, self.last = first, last = _check_cut(cut, self.layers, lm.source)
         self.readout: nn.Module = _readout(base, family)
         self._lower = _twin_of(base.base_model, family, 0, first)
         self._middle = _twin_of(base.base_model, family, first, last)
@@ -140,6 +140,17 @@ def _family(base: Any, source: str) -> _Family:
             "method."
         )
     return _FAMILIES[kind]
+
+
+def layers_of(lm: LanguageModel, adapter: str) -> int:
+    """How many blocks there are to cut between; 0 if the model cannot be cut."""
+    with lm.using(adapter) as model:
+        base = model.get_base_model()
+    try:
+        family = _family(base, lm.source)
+    except MethodError:
+        return 0
+    return len(base.base_model.get_submodule(family.blocks))
 
 
 def _check_cut(cut: Cut, layers: int, source: str) -> tuple[int, int]:

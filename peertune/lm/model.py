@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peertune.errors import ConfigError, PayloadError
 from peertune.lm.flops import Costs, Pass
+from peertune.lm.frozen import as_lora, freeze, frozen_of, has_core, ranks_of, set_core
 from peertune.lm.load import context_of, first_line, head_of, load_base, load_classifier, load_tokenizer
 from peertune.lm.lora import AdaptedLinear
 from peertune.lm.quiet import quiet
@@ -85,6 +86,11 @@ class LanguageModel:
         self._keys[name], self._settings[name], self._ran[name] = key, settings, Counter()
         self._model().eval()
 
+    @property
+    def width(self) -> int:
+        """How many tokens, or classes, it chooses from."""
+        return len(self.labels) or self._base.get_output_embeddings().weight.shape[0]
+
     def trainable(self, name: str) -> dict[str, torch.nn.Parameter]:
         """The parameters of an adapter themselves; names sorted, as in a PEFT file, equal for all agents."""
         part = f".{self._key(name)}."
@@ -107,17 +113,41 @@ class LanguageModel:
             for path, parameter in own.items():
                 parameter.copy_(tensors[path])
 
+    def frozen(self, name: str) -> dict[str, torch.Tensor]:
+        """What was added to the base for good with this adapter, CPU: ....frozen_A.weight and ....frozen_B.weight."""
+        return frozen_of(self._model(), self._key(name))
+
+    def freeze(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Replace that. Raises `PayloadError`, and changes nothing, unless all fit the layers of the model."""
+        freeze(self._model(), self._key(name), tensors)
+
+    def has_core(self, name: str) -> bool:
+        """Does the adapter have a core R between B and A?"""
+        return has_core(self._model(), self._key(name))
+
+    def set_core(self, name: str, wanted: bool) -> None:
+        """Give the adapter a core R = 0, or take it away. `trainable` has other parameters then."""
+        set_core(self._model(), self._key(name), wanted)
+
     def save_adapter(self, name: str, folder: Path) -> None:
-        """Write a standard PEFT folder: adapter_config.json and adapter_model.safetensors; labels.json for classes."""
+        """Write a standard PEFT folder: adapter_config.json and adapter_model.safetensors; labels.json for classes.
+
+        A core is multiplied into B; a frozen part raises the rank of its layers.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         config = cast(Any, self._model().peft_config[self._key(name)])
-        written = replace(config, base_model_name_or_path=self.source, inference_mode=True)
+        scale = config.lora_alpha / config.r
+        tensors = as_lora(self.adapter_state(name), self.frozen(name), scale)
+        ranks = {path.removeprefix("base_model.model."): rank for path, rank in ranks_of(tensors).items()}
+        raised = {path: rank for path, rank in ranks.items() if rank != config.r}
+        patterns = {"rank_pattern": raised, "alpha_pattern": {path: scale * rank for path, rank in raised.items()}}
+        written = replace(config, base_model_name_or_path=self.source, inference_mode=True, **patterns)
         with quiet():
             written.save_pretrained(str(folder))
         _sort_targets(folder / "adapter_config.json")
         if self.labels:
             (folder / "labels.json").write_text(json.dumps(self.labels, indent=2) + "\n", encoding="utf-8")
-        save_file(self.adapter_state(name), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
     @contextmanager
     def using(self, name: str, train: bool = False) -> Iterator[Any]:

@@ -16,9 +16,12 @@ Plain, the head and the labels at the server, 1 round trip:
 
 Without dropout, and where nobody clips, a step is that of `Trainer.step` on the whole model. Each side clips the
 gradient of its own parameters. All rows of a step travel together, and their graphs are in memory together.
+
+FLOPs are those of `Pass`es [start:stop] of the model: lower [0:first + 1], middle [first + 1:last + 1], head [last + 1:].
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,19 +32,22 @@ from torch.nn.functional import cross_entropy
 
 from peertune.errors import MethodError, PayloadError
 from peertune.lm.cut import Cut, Parts
-from peertune.lm.model import LanguageModel
+from peertune.lm.flops import Pass
 from peertune.lm.ragged import NO_INTEGERS, Bucket, Sample, Smashed, buckets, check, flat_reads, pack, unpack
 from peertune.lm.seeding import seeded
-from peertune.lm.settings import TrainingSettings
 from peertune.lm.train import Trainer, micro_batch
 
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    """A forward pass that waits for the gradient of its `outputs`; leaves and outputs are packed, fp32 [n, width]."""
+    """A forward pass that waits for the gradient of its `outputs`; leaves and outputs are packed, fp32 [n, width].
+
+    `passes`: the backward passes that it stands for.
+    """
 
     leaves: list[Tensor]
     outputs: list[Tensor]
+    passes: list[Pass]
 
     def backward(self, gradient: np.ndarray, trainer: Trainer) -> None:
         width, device = self.outputs[0].shape[1], self.outputs[0].device
@@ -63,15 +69,17 @@ class _Step:
 
 
 class ClientHalf:
-    """Lower part and, in the U-shape, head of one client's model; `trainer` owns their LoRA parameters. Final.
+    """Lower part and, in the U-shape, head of one client's model; `trainer` steps on their LoRA parameters. Final.
 
     Raises `MethodError`: a model that cannot be cut so, a call out of turn; `PayloadError`: an answer of another
-    shape; `TrainingDiverged`. After an error `lower` starts a new step.
+    shape; `TrainingDiverged`. After an error `lower` starts a new step. `ran`: all passes so far. `peak`: those whose
+    activations were in memory together at the most in the last step.
     """
 
-    def __init__(self, lm: LanguageModel, adapter: str, cut: Cut, settings: TrainingSettings) -> None:
-        self.parts = Parts(lm, adapter, cut)
-        self.trainer = Trainer(lm, adapter, settings, self.parts.owned(client=True))
+    def __init__(self, trainer: Trainer, cut: Cut) -> None:
+        self.trainer, self.parts = trainer, Parts(trainer.lm, trainer.adapter, cut)
+        self.ran: Counter[Pass] = Counter()
+        self.peak: tuple[Pass, ...] = ()
         self._step: _Step | None = None
 
     def lower(self, samples: Sequence[Sample], seed: int) -> Smashed:
@@ -88,7 +96,9 @@ class ClientHalf:
         with _training(self.trainer, seed):
             outputs = [self._run([next(rows).ids for _ in part.lengths], part) for part in batch]
         labels = torch.tensor(targets, dtype=torch.long, device=self.trainer.lm.device)
-        self._step = _Step(batch, labels, _Graph([], outputs))
+        self.ran.update(_passes("forward", batch, 0, self.parts.first))
+        graph = _Graph([], outputs, _passes("backward", batch, 0, self.parts.first))
+        self._step, self.peak = _Step(batch, labels, graph), tuple(graph.passes)
         sent = NO_INTEGERS if self.parts.whole_return else reads
         return Smashed(_joined(outputs), lengths, sent, targets if self.parts.cut.plain else NO_INTEGERS)
 
@@ -107,6 +117,9 @@ class ClientHalf:
         with _training(self.trainer, seed):
             read = (self._upper(leaf.to(self.parts.dtype), part) for leaf, part in zip(leaves, step.batch, strict=True))
             step.loss = _backward_of_loss(self.parts, read, step.batch, step.targets)
+        passes = _passes("training", step.batch, self.parts.last + 1, None)
+        self.ran.update(passes)
+        self.peak = (*step.graph.passes, max(passes, key=_size))
         return step.loss, _joined([_gradient(leaf) for leaf in leaves])
 
     def back(self, gradient: np.ndarray) -> None:
@@ -116,6 +129,7 @@ class ClientHalf:
             raise MethodError("split: a gradient came before the loss of its step was asked for; call `loss` first")
         self._step = None
         step.graph.backward(gradient, self.trainer)
+        self.ran.update(step.graph.passes)
         self.trainer.apply(step.loss)
 
     def _current(self) -> _Step:
@@ -137,29 +151,41 @@ class ClientHalf:
 
 
 class ServerHalf:
-    """Middle part and, in the plain variant, head; `trainer` owns their LoRA parameters. Final.
+    """Middle part and, in the plain variant, head, for clients by name; `trainer` steps on its LoRA parameters. Final.
 
     One for each client, each with its own adapter (SplitFed V1), or one for all (V2): a step for one client then drops
-    the graphs of the others, so let clients take turns. Refuses more than `settings.batch_size` rows or rows of more
-    than `settings.max_length` tokens. Raises `MethodError`: a model that cannot be cut so, a call out of turn;
-    `PayloadError`: what a client sent cannot be; `TrainingDiverged`.
+    the graphs of the others, so let clients take turns. Clients may be cut in different places. Refuses more than
+    `settings.batch_size` rows or rows of more than `settings.max_length` tokens. Raises `MethodError`: a model that
+    cannot be cut so, a call out of turn; `PayloadError`: what a client sent cannot be; `TrainingDiverged`.
+    `ran`, `peak`: as of `ClientHalf`.
     """
 
-    def __init__(self, lm: LanguageModel, adapter: str, cut: Cut, settings: TrainingSettings) -> None:
-        self.parts = Parts(lm, adapter, cut)
-        self.trainer = Trainer(lm, adapter, settings, self.parts.owned(client=False))
+    def __init__(self, trainer: Trainer, cuts: Mapping[str, Cut]) -> None:
+        made = {cut: Parts(trainer.lm, trainer.adapter, cut) for cut in set(cuts.values())}
+        self.trainer = trainer
+        self.parts = {client: made[cut] for client, cut in cuts.items()}
+        self.ran: Counter[Pass] = Counter()
+        self.peak: tuple[Pass, ...] = ()
         self._graphs: dict[str, _Graph] = {}
+
+    @property
+    def held(self) -> tuple[Pass, ...]:
+        """The passes whose activations wait in memory for a gradient."""
+        return tuple(one for graph in self._graphs.values() for one in graph.passes)
 
     def middle(self, client: str, smashed: Smashed, seed: int) -> np.ndarray:
         """U-shape: the hidden states that the client's head needs, fp32 [N, width], or [M, width] of `reads` only."""
-        batch, leaves = self._open(smashed)
-        whole = self.parts.whole_return
+        parts = self.parts[client]
+        batch, leaves = self._open(parts, smashed)
         outputs = []
         with _training(self.trainer, seed):
             for leaf, part in zip(leaves, batch, strict=True):
-                hidden = self._run(leaf, part)
-                outputs.append((pack(hidden, part.lengths) if whole else hidden[part.rows, part.places]).float())
-        self._graphs[client] = _Graph(leaves, outputs)
+                hidden = _run(parts, leaf, part)
+                packed = pack(hidden, part.lengths) if parts.whole_return else hidden[part.rows, part.places]
+                outputs.append(packed.float())
+        self.ran.update(_passes("forward", batch, parts.first + 1, parts.last))
+        self._graphs[client] = _Graph(leaves, outputs, _passes("backward", batch, parts.first + 1, parts.last))
+        self.peak = self.held
         return _joined(outputs)
 
     def back(self, client: str, gradient: np.ndarray) -> np.ndarray:
@@ -172,30 +198,30 @@ class ServerHalf:
             )
         self.trainer.discard()
         graph.backward(gradient, self.trainer)
+        self.ran.update(graph.passes)
         return self._apply(graph.leaves)
 
-    def loss(self, smashed: Smashed, seed: int) -> tuple[float, np.ndarray]:
+    def loss(self, client: str, smashed: Smashed, seed: int) -> tuple[float, np.ndarray]:
         """Plain: step; returns the mean cross-entropy (nats) and the gradient of the smashed data, fp32 [N, width]."""
-        batch, leaves = self._open(smashed)
+        parts = self.parts[client]
+        batch, leaves = self._open(parts, smashed)
         if not len(smashed.reads) == len(smashed.targets) > 0:
             raise PayloadError(f"expected a label for each of {len(smashed.reads)} reads, found {len(smashed.targets)}")
         targets = torch.tensor(smashed.targets, dtype=torch.long, device=self.trainer.lm.device)
         self.trainer.discard()
         with _training(self.trainer, seed):
-            read = (self._run(leaf, part)[part.rows, part.places] for leaf, part in zip(leaves, batch, strict=True))
-            loss = _backward_of_loss(self.parts, read, batch, targets)
+            read = (_run(parts, leaf, part)[part.rows, part.places] for leaf, part in zip(leaves, batch, strict=True))
+            loss = _backward_of_loss(parts, read, batch, targets)
+        passes = _passes("training", batch, parts.first + 1, None)
+        self.ran.update(passes)
+        self.peak = (max(passes, key=_size),)
         return loss, self._apply(leaves, loss)
 
-    def _open(self, smashed: Smashed) -> tuple[list[Bucket], list[Tensor]]:
-        lm, settings = self.trainer.lm, self.trainer.settings
-        check(smashed, settings.batch_size, min(settings.max_length, lm.max_length))
+    def _open(self, parts: Parts, smashed: Smashed) -> tuple[list[Bucket], list[Tensor]]:
+        self.check(smashed)
         batch = _batch(self.trainer, smashed.lengths, smashed.reads)
-        pieces = _pieces(smashed.hidden, [part.tokens for part in batch], self.parts.width, lm.device)
+        pieces = _pieces(smashed.hidden, [part.tokens for part in batch], parts.width, self.trainer.lm.device)
         return batch, [piece.requires_grad_() for piece in pieces]
-
-    def _run(self, leaf: Tensor, part: Bucket) -> Tensor:
-        hidden = unpack(leaf.to(self.parts.dtype), part.lengths)
-        return self.parts.middle(hidden, self.parts.mask_of(part.lengths))
 
     def _apply(self, leaves: list[Tensor], loss: float | None = None) -> np.ndarray:
         self._graphs.clear()  # they hold the parameters as they were before this step
@@ -203,10 +229,34 @@ class ServerHalf:
         return _joined([_gradient(leaf) for leaf in leaves])
 
 
+def samples_of(parts: Parts, rows: Iterable[Row]) -> list[Sample]:
+    """What a client trains on: completions, or messages and their classes."""
+    return [
+        completion(row) if row.label is None else Sample(row.ids, (parts.pooled(row.ids),), (row.label,))
+        for row in rows
+    ]
+
+
 @contextmanager
 def _training(trainer: Trainer, seed: int) -> Iterator[None]:
     with trainer.lm.using(trainer.adapter, train=True), seeded(seed, trainer.lm.device):
         yield
+
+
+def _run(parts: Parts, leaf: Tensor, part: Bucket) -> Tensor:
+    return parts.middle(unpack(leaf.to(parts.dtype), part.lengths), parts.mask_of(part.lengths))
+
+
+def _passes(kind: Literal["forward", "backward", "training"], batch: list[Bucket], start: int, last: int | None) -> list[Pass]:
+    """The buckets as they go through a part that ends with block `last` - 1, or with the loss (None)."""
+    stop = None if last is None else last + 1
+    heads = [len(part.rows) if stop is None else 0 for part in batch]
+    shapes = [(len(part.lengths), int(part.lengths.max())) for part in batch]
+    return [Pass(kind, *shape, labels, start, stop) for shape, labels in zip(shapes, heads, strict=True)]
+
+
+def _size(one: Pass) -> int:
+    return one.rows * one.width
 
 
 def _batch(trainer: Trainer, lengths: np.ndarray, reads: np.ndarray) -> list[Bucket]:

@@ -5,14 +5,18 @@ from collections.abc import Callable
 from peertune.methods.base import Budget, Method, Run
 from peertune.methods.central_text import CentralText
 from peertune.methods.centralised import Centralised
+from peertune.methods.fedavg import FedAvg
+from peertune.methods.kd import KD
 from peertune.methods.knexa import Knexa
 from peertune.methods.local import Local
 
 METHODS: dict[str, Callable[..., Method]] = {
     "local": Local,
+    "fedavg": FedAvg,
     "knexa": Knexa,
+    "kd": KD,
     "central_text": CentralText,
     "centralised": Centralised,
 }
 
-__all__ = ["METHODS", "Budget", "CentralText", "Centralised", "Knexa", "Local", "Method", "Run"]
+__all__ = ["METHODS", "Budget", "CentralText", "Centralised", "FedAvg", "Knexa", "Local", "Method", "Run"]

@@ -3,13 +3,22 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from peertune.federation import Federation
 
 State = Mapping[str, np.ndarray]
+
+
+def joined(**parts: State) -> State:
+    """Several states as one: the name of its part stands before each key."""
+    return {f"{name}/{key}": array for name, state in parts.items() for key, array in state.items()}
+
+
+def part(state: State, name: str) -> State:
+    return {key.removeprefix(f"{name}/"): array for key, array in state.items() if key.startswith(f"{name}/")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +56,20 @@ class Run:
     agents: tuple[Mapping[str, Any], ...] = ()
     server: Mapping[str, Any] | None = None
 
-    @property
-    def adapters(self) -> dict[str, str]:
-        """What kind of adapter each agent has: equal for those of one base and shape."""
-        return {facts["name"]: facts["adapter"] for facts in self.agents}
+    def fact(self, key: str) -> dict[str, Any]:
+        """One fact of every agent, by name; nothing of none."""
+        return {facts["name"]: facts[key] for facts in self.agents} if key else {}
 
 
 class Method(ABC):
-    """A way to fine-tune together. A subclass is a frozen dataclass: its fields are its hyper-parameters.
+    """A way to fine-tune together. A subclass is a frozen dataclass: its fields are its hyper-parameters."""
 
-    `server_learns`: the server ends with a whole model, which is graded beside the agents.
-    """
-
-    server_learns: ClassVar[bool] = False
     run: Run
+
+    @property
+    def server_learns(self) -> bool:
+        """Does the server end with a whole model, which is graded beside the agents?"""
+        return False
 
     @abstractmethod
     def check(self, agents: Sequence[Mapping[str, Any]]) -> None:

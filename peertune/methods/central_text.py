@@ -1,9 +1,10 @@
 """Central exchange of text: all drafts go up to one server, which hands down one text for every problem.
 
 The baselines that KNEXA-FL is compared with. Drafts, gates and lessons are those of `knexa`; what differs is who
-chooses, and who reads: the coordinator receives the text of every agent. `vote: fedid` is the confidence-weighted vote
-of FedID-CentralKD (the KNEXA-FL paper's central baseline) without its server model: what it elects is taught as it was
-written, not as it was normalised for the vote, which takes its indentation away.
+chooses, and who reads: the coordinator receives the text of every agent. `vote: fedid` with `server_model` is
+FedID-CentralKD (the KNEXA-FL paper's central baseline): the text with the most confidence behind it is taught to the
+server's model, and what that one writes to all agents. What is elected is taught as it was written, not as it was
+normalised for the vote, which takes its indentation away.
 """
 
 import math
@@ -11,9 +12,10 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from peertune.federation import Federation
+from peertune.errors import MethodError
+from peertune.federation import NEVER, NO_SERVER, SERVER, Federation
 from peertune.methods.base import State
 from peertune.methods.texts import Order, Pulled, TextMethod, whole
 from peertune.payloads import Claims, Picks, Texts, Verdicts
@@ -37,11 +39,21 @@ class CentralText(TextMethod):
 
     `vote`: the text whose author is surest of it (confidence), which most agents wrote (majority; ties go to the surest
     author), or which carries most confidence in all (fedid). `skip_settled`: a receiver that has a tested text for a
-    problem is sent no other.
+    problem is sent no other. `server_model`: the server learns the chosen texts, and its own are handed down.
     """
 
     vote: Vote = "confidence"
     skip_settled: bool = True
+    server_model: bool = False
+
+    def check(self, agents: Sequence[Any]) -> None:
+        TextMethod.check(self, agents)
+        if self.server_model and self.run.server is None:
+            raise MethodError(NO_SERVER)
+
+    @property
+    def server_learns(self) -> bool:
+        return self.server_model
 
     def init(self, fed: Federation) -> State:
         return {}
@@ -52,6 +64,8 @@ class CentralText(TextMethod):
         claims = self.draft_all(fed, self.transfer())
         offers = self._collect(fed, claims)
         chosen = {problem: elect(offers[problem], self.vote) for problem in sorted(offers)}
+        if self.server_model:
+            chosen = self._through_server(fed, chosen, t)
         pulled = self._hand_down(fed, claims, chosen)
         self.record_lessons(fed, pulled, self.learn_all(fed, claims, t))
         return state
@@ -67,6 +81,18 @@ class CentralText(TextMethod):
                 if text.strip():
                     offers[problem].append(Offer(name, text, claims[name].surprise[problem]))
         return offers
+
+    def _through_server(self, fed: Federation, chosen: Mapping[int, Offer], t: int) -> dict[int, Offer]:
+        """The server's model learns these texts; what it writes itself for the same problems."""
+        which, texts = Picks(tuple(chosen)), Texts(tuple(offer.text for offer in chosen.values()))
+        fed.server.accept(which, texts, self.tested)
+        fed.server.learn(1.0, self.run.budget.exchange_steps, NEVER, self.keep_best)
+        fed.server.draft(which, self.temperature, False, self.tested)
+        answers = fed.gather({SERVER: fed.server.share(which)})
+        if SERVER not in answers or not whole(fed, SERVER, "share", answers[SERVER].items, which):
+            return {}
+        written = zip(which.items, answers[SERVER].items, strict=True)
+        return {problem: Offer(SERVER, text, 0) for problem, text in written if text.strip()}
 
     def _hand_down(self, fed: Federation, claims: Mapping[str, Claims], chosen: Mapping[int, Offer]) -> Pulled:
         """Each agent gets the chosen texts and checks them; what it found, by the agent that wrote them."""

@@ -17,12 +17,15 @@ from peertune.federation import Federation
 from peertune.matchmakers import Matchmaker, Pair
 from peertune.matchmakers.candidates import candidate_pairs
 from peertune.matchmakers.router import Router
-from peertune.methods.base import State
+from peertune.methods.base import State, joined, part
 from peertune.methods.book import Book, Report
 from peertune.methods.evidence import Evidence, useful_share
 from peertune.methods.routing import Board, audits, book, lost, orders, rankings, read_board, with_leads
 from peertune.methods.texts import Order, TextMethod, record_pairs
-from peertune.payloads import Claims
+from peertune.payloads import Claims, Picks
+
+TOP_K = 16  # tokens of a position whose probability travels with a text
+NEEDS_ALIKE = {"text": "", "logits": "vocabulary", "adapter": "adapter"}  # what two agents must have in common
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +33,9 @@ class Knexa(TextMethod):
     """Agents learn from each other's text, matched by what is learned from their gains.
 
     `route`: a source for every prompt (`router` decides), or one for all prompts of a pair (`matchmaker` decides).
-    `protocols`: how a pair may exchange, which the matchmaker chooses with the pair: by texts, or by the adapter, where
-    both have the same base. `max_pairs`: K_p, half the agents by default. `retries`: further sources that a receiver
+    `protocols`: how a pair may exchange, which the matchmaker chooses with the pair: by texts; by texts and what their
+    author expected at each token (logits), where both have the same tokens; by the adapter, where both have the same
+    base. `max_pairs`: K_p, half the agents by default. `retries`: further sources that a receiver
     asks when a text fails the tests. `audit`: public probe problems that are graded by a peer, in round 1 and wherever
     texts cannot be tested.
     """
@@ -39,14 +43,14 @@ class Knexa(TextMethod):
     matchmaker: Matchmaker
     router: Router = Router()
     route: Literal["prompt", "set"] = "prompt"
-    protocols: Annotated[tuple[Literal["text", "adapter"], ...], MinLen(1)] = ("text",)
+    protocols: Annotated[tuple[Literal["text", "logits", "adapter"], ...], MinLen(1)] = ("text",)
     max_pairs: Annotated[int, Gt(0)] | None = None
     retries: Annotated[int, Ge(0)] = 1
     audit: Annotated[int, Ge(0)] = 24
 
     def init(self, fed: Federation) -> State:
         categories = len({problem.category for problem in (*self.run.transfer, *self.run.probe)})
-        return _joined(
+        return joined(
             matchmaker=self.matchmaker.init(self.run.seed),
             router=self.router.init(len(fed.everyone), categories, self.run.seed),
             evidence=Evidence.init(len(fed.everyone)),
@@ -59,11 +63,11 @@ class Knexa(TextMethod):
 
     def _by_pair(self, state: State, fed: Federation, t: int) -> State:
         """The paper's: one source for all prompts of a receiver."""
-        evidence = Evidence(_part(state, "evidence"), fed)
-        exchanges = Book(_part(state, "book"), fed, t, self.reward_limit)
+        evidence = Evidence(part(state, "evidence"), fed)
+        exchanges = Book(part(state, "book"), fed, t, self.reward_limit)
         profiles = fed.gather({agent.name: agent.profile() for agent in fed.agents})
-        credit, claims, board = self._board(_part(state, "router"), fed, t, audit=self.matchmaker.reads_leads)
-        policy = self._learn_from(exchanges, _part(state, "matchmaker"), evidence)
+        credit, claims, board = self._board(part(state, "router"), fed, t, audit=self.matchmaker.reads_leads)
+        policy = self._learn_from(exchanges, part(state, "matchmaker"), evidence)
         there = {name: profile for name, profile in profiles.items() if name in claims}
         gained, protocols = self.matchmaker.gained(policy), self._protocols(there)
         candidates = candidate_pairs(there, evidence.trust(), protocols, seed=self.run.seed, gained=gained)
@@ -75,21 +79,29 @@ class Knexa(TextMethod):
         self._report(fed, exchanges, lessons, t)
         policy = self._learn_from(exchanges, policy, evidence)
         parts = {"router": credit, "evidence": evidence.state, "book": exchanges.state}
-        return _joined(matchmaker=policy, **parts)
+        return joined(matchmaker=policy, **parts)
 
     def _exchange(
         self, fed: Federation, pairs: Sequence[Pair], claims: Mapping[str, Claims], evidence: Evidence
     ) -> dict[Pair, tuple[Order, tuple[int, ...]]]:
         """What arrived for each pair, by text or adapter: the order, and for each of its problems if it was of use."""
         wanted = {pair: Order(pair.source, pair.receiver, self._useful(claims, pair)) for pair in pairs}
-        texts = [order for pair, order in wanted.items() if pair.protocol == "text"]
+        texts = [order for pair, order in wanted.items() if pair.protocol != "adapter"]
         adapters = [pair for pair in pairs if pair.protocol == "adapter"]
         pulled = self.pull(fed, texts)
+        for pair, order in wanted.items():
+            if pair.protocol == "logits" and order in pulled:
+                self._soften(fed, order)
         blended = fed.gather({pair: fed[pair.receiver].blend(fed[pair.source].adapter()) for pair in adapters})
         came = {wanted[pair]: (1,) for pair in blended}  # an adapter counts like one text, good until it is undone
         evidence.note(wanted.values(), pulled | came, fed.failed)
         arrived = {pair: (order, pulled[order]) for pair, order in wanted.items() if order in pulled}
         return arrived | {pair: (Order(pair.source, pair.receiver, ()), ()) for pair in blended}
+
+    def _soften(self, fed: Federation, order: Order) -> None:
+        """The texts that just arrived are taught with what their author expected; plainly, if that does not come."""
+        which = Picks(order.problems)
+        fed[order.receiver].soften(which, fed[order.source].express(which, TOP_K))
 
     def _report(
         self, fed: Federation, exchanges: Book, lessons: Mapping[Pair, tuple[Order, tuple[int, ...]]], t: int
@@ -114,8 +126,8 @@ class Knexa(TextMethod):
 
     def _by_prompt(self, state: State, fed: Federation, t: int) -> State:
         """A source for every prompt of every receiver."""
-        evidence = Evidence(_part(state, "evidence"), fed)
-        credit, claims, board = self._board(_part(state, "router"), fed, t, audit=True)
+        evidence = Evidence(part(state, "evidence"), fed)
+        credit, claims, board = self._board(part(state, "router"), fed, t, audit=True)
         ranked, pulled = rankings(self.router, credit, board, list(claims)), {}
         for attempt in range(1 + self.retries):
             wanted = orders(board, ranked, pulled, attempt)
@@ -129,7 +141,7 @@ class Knexa(TextMethod):
             if order.receiver in known and not known[order.receiver].kept:
                 evidence.regret(order.source, useful_share(passed), age=0)
         self.record_lessons(fed, pulled, gains)
-        return {**state, **_joined(router=credit, evidence=evidence.state)}
+        return {**state, **joined(router=credit, evidence=evidence.state)}
 
     def _board(self, credit: State, fed: Federation, t: int, audit: bool) -> tuple[State, dict[str, Claims], Board]:
         """Everybody drafts; what they claim, and the credit of it after this round's audit."""
@@ -141,15 +153,17 @@ class Knexa(TextMethod):
         return book(self.router, self.router.next_round(credit), board, graded, known=True), claims, board
 
     def _protocols(self, profiles: Iterable[str]) -> dict[tuple[str, str], tuple[str, ...]] | None:
-        """How each pair may exchange: texts always, adapters between agents of one base and one shape of adapter. None
-        where texts are all there is: a large federation has no table of all pairs.
+        """How each pair may exchange: texts always, logits between agents of one vocabulary, adapters between those of
+        one base and one shape of adapter. None where texts are all there is: a large federation has no table of all
+        pairs.
         """
         if self.protocols == ("text",):
             return None
-        names, kind = list(profiles), self.run.adapters
+        names = list(profiles)
+        alike = {protocol: self.run.fact(fact) for protocol, fact in NEEDS_ALIKE.items()}
         return {
             (one, other): tuple(
-                protocol for protocol in self.protocols if protocol == "text" or kind.get(one) == kind.get(other)
+                protocol for protocol in self.protocols if alike[protocol].get(one) == alike[protocol].get(other)
             )
             for one in names
             for other in names
@@ -167,12 +181,3 @@ class Knexa(TextMethod):
             return ()
         size = min(self.audit, probe)
         return tuple(len(self.run.transfer) + (size * (t - 1) + place) % probe for place in range(size))
-
-
-def _joined(**parts: State) -> State:
-    """Several states as one: the name of its part stands before each key."""
-    return {f"{name}/{key}": array for name, state in parts.items() for key, array in state.items()}
-
-
-def _part(state: State, name: str) -> State:
-    return {key.removeprefix(f"{name}/"): array for key, array in state.items() if key.startswith(f"{name}/")}

@@ -2,11 +2,14 @@
 
 from peertune.payloads.arrays import Arrays, Weights
 from peertune.payloads.base import Payload
+from peertune.payloads.logits import Logits, Precision
 from peertune.payloads.values import (
+    ALL_FACTORS,
     PROFILE_LIMIT,
     PROFILE_SIZE,
     Change,
     Claims,
+    Distillation,
     Factors,
     Gain,
     Number,
@@ -22,7 +25,7 @@ from peertune.payloads.values import (
 from peertune.payloads.wire import PAYLOADS, decode, encode, kind_of
 
 __all__ = [
-    "PAYLOADS", "PROFILE_LIMIT", "PROFILE_SIZE", "Arrays", "Change", "Claims", "Factors", "Gain", "Number", "Payload",
-    "Picks", "Profile", "Receipt", "Record", "Records", "Scores", "Texts", "Verdicts", "Weights", "decode", "encode",
-    "kind_of",
+    "ALL_FACTORS", "Arrays", "Change", "Claims", "Distillation", "Factors", "Gain", "Logits", "Number",
+    "PAYLOADS", "PROFILE_LIMIT", "PROFILE_SIZE", "Payload", "Picks", "Precision", "Profile", "Receipt", "Record",
+    "Records", "Scores", "Texts", "Verdicts", "Weights", "decode", "encode", "kind_of",
 ]  # fmt: skip

@@ -62,7 +62,8 @@ def decode_arrays(body: memoryview, kind: type[Arrays]) -> Arrays:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, SafetensorError, ValueError) as error:
         raise PayloadError(f"not valid {kind.kind} ({type(error).__name__})") from None
     build: Any = kind
-    return build(arrays, int.from_bytes(body[:8], "little"))
+    ordered = dict(sorted(arrays.items()))  # as it comes, the order changes from process to process
+    return build(ordered, int.from_bytes(body[:8], "little"))
 
 
 class _TensorHeader(msgspec.Struct, forbid_unknown_fields=True):

@@ -29,6 +29,21 @@ class Factors(Payload, frozen=True):
     letters: Annotated[str, Meta(pattern=r"^A?B?R?\Z", min_length=1)]
 
 
+ALL_FACTORS = Factors("ABR")
+
+
+class Distillation(Payload, frozen=True):
+    """How to learn from logits: their weight beside one's own data, optimiser steps, the softmax temperature, and by
+    how much (nats a token) the private validation loss may rise before the lesson is undone.
+    """
+
+    kind: ClassVar[str] = "distillation"
+    kd_weight: Annotated[float, Meta(ge=0, le=1)]
+    steps: Annotated[int, Meta(ge=1, le=1 << 20)]
+    temperature: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    tolerance: Annotated[float, Meta(ge=0)] = 1e9
+
+
 class Texts(Payload, frozen=True):
     """Prompts, or the completions that an agent wrote for them: one string an example."""
 

@@ -10,8 +10,10 @@ from safetensors import SafetensorError
 from peertune.errors import PayloadError
 from peertune.payloads.arrays import Arrays, Weights, decode_arrays, encode_arrays
 from peertune.payloads.base import Payload
+from peertune.payloads.logits import Logits
 from peertune.payloads.values import (
     Claims,
+    Distillation,
     Factors,
     Gain,
     Number,
@@ -25,7 +27,22 @@ from peertune.payloads.values import (
 )
 
 VERSION = 1
-_KINDS = (Number, Factors, Texts, Records, Picks, Claims, Verdicts, Profile, Gain, Scores, Receipt, Weights)
+_KINDS = (
+    Number,
+    Factors,
+    Texts,
+    Records,
+    Picks,
+    Claims,
+    Verdicts,
+    Profile,
+    Gain,
+    Scores,
+    Receipt,
+    Weights,
+    Distillation,
+    Logits,
+)
 PAYLOADS: dict[str, type[Payload]] = {payload.kind: payload for payload in _KINDS}
 
 

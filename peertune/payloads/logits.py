@@ -1,0 +1,91 @@
+"""What a client knows of public problems, on the wire: log-probabilities of the most probable tokens, or of classes."""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from peertune.errors import PayloadError
+from peertune.knowledge import MAX_ENTRIES, Knowledge, dequantise, quantise
+from peertune.payloads.arrays import Arrays
+
+Precision = Literal["fp32", "fp16", "int8"]
+NOTHING = -1e4  # stands for the log of no probability at all, which is no number
+_FLOATS = {"fp32": np.float32, "fp16": np.float16}
+_WIDE = 1 << 16  # ids of smaller vocabularies take two bytes
+
+
+class Logits(Arrays, frozen=True):
+    """Arrays of one `Knowledge` with `width` tokens or classes.
+
+    `lengths` int32 [P]. Values, row after row, without padding: `logp` fp32 or fp16, or `codes` uint8 with `top` and
+    `step` fp32 [N]. Sparse: also `ids` uint16 (int32 where `width` needs it), `tail` fp16 or fp32 [N] and, where rows
+    differ, `counts` int32 [N].
+    """
+
+    kind: ClassVar[str] = "logits"
+    width: int
+
+    @classmethod
+    def of(cls, known: Knowledge, precision: Precision = "fp16") -> "Logits":
+        """The wire form of `known`; values are rounded to `precision`."""
+        listed = known.listed
+        tensors = {"lengths": known.lengths}
+        floats = _FLOATS.get(precision, np.float16)
+        if precision == "int8":
+            codes, top, step = quantise(known.logp)
+            tensors |= {"codes": codes[listed], "top": top, "step": step}
+        else:
+            tensors["logp"] = np.maximum(known.logp[listed], NOTHING).astype(floats)
+        if known.ids is not None and known.tail is not None:
+            tensors["ids"] = known.ids[listed].astype(np.uint16 if known.width <= _WIDE else np.int32)
+            tensors["tail"] = np.maximum(known.tail, NOTHING).astype(floats)
+        if known.counts is not None:
+            tensors["counts"] = known.counts
+        return cls(tensors, known.width)
+
+    def knowledge(self) -> Knowledge:
+        """What was sent. Raises `PayloadError` if it is not what the class says, or not probabilities."""
+        try:
+            known = self._assembled()
+        except (KeyError, ValueError, IndexError, TypeError) as error:
+            raise PayloadError(f"logits: their arrays do not fit together ({type(error).__name__})") from None
+        known.check()
+        return known
+
+    def check(self) -> None:
+        super().check()
+        if sum(array.size for array in self.tensors.values()) > MAX_ENTRIES:
+            raise PayloadError(f"logits: at most {MAX_ENTRIES} numbers")
+        self.knowledge()
+
+    def _assembled(self) -> Knowledge:
+        tensors = dict(self.tensors)
+        lengths, ids, tail, counts = (tensors.pop(name, None) for name in ("lengths", "ids", "tail", "counts"))
+        if lengths is None or (lengths < 0).any():
+            raise PayloadError("logits: expected lengths of 0 or more, found none or others")
+        positions = int(lengths.sum(dtype=np.int64))
+        if counts is None:
+            k = _values(tensors).size // max(1, positions)
+            counts = np.full(positions, k, dtype=np.int32)
+        values = _decoded(tensors, counts)
+        if ids is None or tail is None:
+            return Knowledge(lengths, self.width, values.reshape(positions, self.width))
+        return Knowledge.ragged(lengths, self.width, counts, ids.astype(np.int32), values, _logs(tail))
+
+
+def _values(tensors: dict[str, np.ndarray]) -> np.ndarray:
+    return tensors["logp"] if "logp" in tensors else tensors["codes"]
+
+
+def _decoded(tensors: dict[str, np.ndarray], counts: np.ndarray) -> np.ndarray:
+    """Log-probabilities float32 [sum of counts]; of no more arrays than it takes."""
+    if tensors.keys() == {"logp"}:
+        return _logs(tensors["logp"])
+    if tensors.keys() != {"codes", "top", "step"}:
+        raise PayloadError("logits: expected logp, or codes, top and step, found other arrays")
+    top, step = (np.repeat(tensors[name], counts) for name in ("top", "step"))
+    return dequantise(tensors["codes"][:, None], top, step)[:, 0]
+
+
+def _logs(values: np.ndarray) -> np.ndarray:
+    return np.where(values <= NOTHING, -np.inf, np.minimum(values, 0)).astype(np.float32)
