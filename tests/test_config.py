@@ -101,7 +101,7 @@ def problem(tmp_path: Path, text: str, *overrides: str) -> str:
             f"c.yaml:6: [baselines.local] 'kd_weight' is not used by type 'local', only by {TEXT_METHODS}; "
             "remove it or change the type",
         ),
-        ("baselines: {other: fedavg}", f"c.yaml:6: [baselines.other] unknown type 'fedavg'; valid: {ALL_METHODS}"),
+        ("baselines: {other: swarm}", f"c.yaml:6: [baselines.other] unknown type 'swarm'; valid: {ALL_METHODS}"),
         ("version: 0", "c.yaml:6: [version] expected a number greater than or equal to 1, found 0"),
         ("version: '1'", 'c.yaml:6: [version] expected a whole number, found "1"'),
         (

@@ -163,7 +163,6 @@ def _pairing(config: "Config", name: str, method: "MethodConfig") -> None:
 
 def _averaging(config: "Config", name: str, method: "MethodConfig") -> None:
     """Adapters of one base, with the same layers, and of one shape where the aggregator cannot do with several."""
-    _released(config, f"{name} (fedavg)", {"weights": "coordinator"})
     (first, one), *others = zip(config.agent_names(), config.agents, strict=True)
     for other, agent in others:
         own, its = one.adapter or config.adapter, agent.adapter or config.adapter
@@ -180,6 +179,7 @@ def _averaging(config: "Config", name: str, method: "MethodConfig") -> None:
                 f"{its.alpha}) differs from {first} (rank {own.rank}, alpha {own.alpha}). Give all the same `adapter`, "
                 f"or set `aggregator` to one that takes several: {', '.join(MIXED)}"
             )
+    _released(config, f"{name} (fedavg)", {"weights": "coordinator"})
 
 
 def _routable(config: "Config", name: str) -> None:
