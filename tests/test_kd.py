@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small import bodies, last_checkpoint, make_models, run, small_config
 
-from peertune.errors import ConfigError, MethodError
+from peertune.errors import ConfigError, MethodError, PayloadError
 from peertune.knowledge import Knowledge, pack
 from peertune.ledger import COORDINATOR, SERVER, Ledger
 from peertune.methods import METHODS, Budget, Run
@@ -149,3 +149,25 @@ def test_logits_survive_the_wire(precision: Any, sparse: bool) -> None:
 
 def test_the_end_of_a_kd_run_is_stored(ledger: Ledger) -> None:
     assert sorted(last_checkpoint(ledger, "kd").body["agents"]) == ["a0", "a1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lengths": [2**31 - 1] * 2}, "expected values for 4294967294 positions, found 12"),
+        ({"lengths": [-1, 3]}, "expected lengths of 0 or more"),
+        ({"counts": [2**31 - 1, 1, 1]}, "expected counts of 3 positions that sum to 12"),
+        ({"ids": [9] * 12}, "every id once in a row"),
+        ({"ids": [50, *range(1, 12)]}, "expected ids of 0 to 49"),
+        ({"logp": [0.0] * 12}, "sum to 1"),
+        ({"strange": [0] * 3}, "found other arrays"),
+    ],
+)
+def test_bad_logits_are_refused_before_they_take_memory(change: dict[str, list[float]], message: str) -> None:
+    known = pack(np.random.default_rng(0).normal(0, 1, (3, 50)), np.array([1, 2]), 4)
+    tensors = Logits.of(known, "fp32").tensors
+    for name, values in change.items():
+        dtype = {"ids": np.uint16, "logp": np.float32}.get(name, np.int32)
+        tensors[name] = np.array(values, dtype=dtype)
+    with pytest.raises(PayloadError, match=message):
+        Logits(tensors, 50).check()

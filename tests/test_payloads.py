@@ -14,13 +14,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from peertune.errors import PayloadError
+from peertune.knowledge import pack
 from peertune.payloads import (
     PAYLOADS,
     PROFILE_SIZE,
+    Arrays,
     Change,
     Claims,
+    Distillation,
     Factors,
     Gain,
+    Logits,
     Number,
     Payload,
     Picks,
@@ -56,7 +60,25 @@ arrays = st.sampled_from([np.float32, np.float16]).flatmap(
 changes = st.builds(Change, losses, losses, losses)
 numerals, bits = st.integers(0, (1 << 16) - 1), st.integers(0, 1)
 drafts = st.lists(st.tuples(numerals, bits, bits), max_size=8)  # what one claims of each
+
+
+@st.composite
+def logits(draw: st.DrawFn) -> Payload:
+    """Of up to three problems with up to three positions each, dense or sparse, all of a position or some."""
+    lengths = np.array(draw(st.lists(st.integers(0, 3), min_size=1, max_size=3)), dtype=np.int32)
+    width = draw(st.integers(2, 6))
+    values = draw(hnp.arrays(np.float32, (int(lengths.sum()), width), elements=st.floats(-30, 30, width=16)))
+    known = pack(values, lengths, draw(st.none() | st.integers(1, 4)))
+    if known.ids is not None and draw(st.booleans()):
+        known = known.trim(draw(st.floats(0.01, 0.99)))
+    return Logits.of(known, draw(st.sampled_from(["fp32", "fp16", "int8"])))
+
+
 payloads: dict[str, st.SearchStrategy[Payload]] = {
+    "logits": logits(),
+    "distillation": st.builds(
+        Distillation, st.floats(0, 1), st.integers(1, 99), st.floats(0.01, 1000), st.floats(0, 1e9)
+    ),
     "number": st.builds(Number, numbers),
     "factors": st.builds(Factors, st.sampled_from(["A", "B", "R", "AB", "AR", "BR", "ABR"])),
     "texts": st.builds(Texts, st.lists(texts, max_size=8).map(tuple)),
@@ -97,11 +119,11 @@ def tensor(shape: list[int], start: int, end: int, dtype: str = "F32") -> dict[s
 
 def assert_same(left: Payload, right: Payload) -> None:
     """Equal, arrays bit by bit."""
-    if not isinstance(left, Weights):
+    if not isinstance(left, Arrays):
         assert left == right
         return
-    assert isinstance(right, Weights)
-    assert left.examples == right.examples and left.tensors.keys() == right.tensors.keys()
+    assert isinstance(right, Arrays)
+    assert (left.kind, left.number) == (right.kind, right.number) and left.tensors.keys() == right.tensors.keys()
     for name, array in left.tensors.items():
         other = right.tensors[name]
         assert (array.dtype, array.shape, array.tobytes()) == (other.dtype, other.shape, other.tobytes())

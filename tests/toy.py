@@ -49,6 +49,7 @@ RELEASE = {  # as the configuration's defaults
     "scores": "coordinator",
     "receipt": "coordinator",
     "weights": "nobody",
+    "logits": "nobody",
     "records": "nobody",
     "metrics": "coordinator",
 }

@@ -61,30 +61,41 @@ class Logits(Arrays, frozen=True):
     def _assembled(self) -> Knowledge:
         tensors = dict(self.tensors)
         lengths, ids, tail, counts = (tensors.pop(name, None) for name in ("lengths", "ids", "tail", "counts"))
-        if lengths is None or (lengths < 0).any():
+        if lengths is None or lengths.ndim != 1 or (lengths < 0).any():
             raise PayloadError("logits: expected lengths of 0 or more, found none or others")
-        positions = int(lengths.sum(dtype=np.int64))
-        if counts is None:
-            k = _values(tensors).size // max(1, positions)
-            counts = np.full(positions, k, dtype=np.int32)
+        counts = _counts(int(lengths.sum(dtype=np.int64)), _sent(tensors), counts)
         values = _decoded(tensors, counts)
         if ids is None or tail is None:
-            return Knowledge(lengths, self.width, values.reshape(positions, self.width))
+            return Knowledge(lengths, self.width, values.reshape(len(counts), self.width))
         return Knowledge.ragged(lengths, self.width, counts, ids.astype(np.int32), values, _logs(tail))
 
 
-def _values(tensors: dict[str, np.ndarray]) -> np.ndarray:
-    return tensors["logp"] if "logp" in tensors else tensors["codes"]
+def _sent(tensors: dict[str, np.ndarray]) -> int:
+    """How many values were sent, of no other arrays than it takes."""
+    if tensors.keys() == {"logp"}:
+        return tensors["logp"].size
+    if tensors.keys() != {"codes", "top", "step"}:
+        raise PayloadError("logits: expected logp, or codes, top and step, found other arrays")
+    return tensors["codes"].size
+
+
+def _counts(positions: int, sent: int, counts: np.ndarray | None) -> np.ndarray:
+    """How many values each position has; checked before anything of that size is made."""
+    if positions > sent or (positions == 0) != (sent == 0):
+        raise PayloadError(f"logits: expected values for {positions} positions, found {sent}")
+    if counts is None:
+        counts = np.full(positions, sent // max(1, positions), dtype=np.int32)
+    if counts.shape != (positions,) or (counts < 1).any() or int(counts.sum(dtype=np.int64)) != sent:
+        raise PayloadError(f"logits: expected counts of {positions} positions that sum to {sent}, found others")
+    return counts
 
 
 def _decoded(tensors: dict[str, np.ndarray], counts: np.ndarray) -> np.ndarray:
-    """Log-probabilities float32 [sum of counts]; of no more arrays than it takes."""
-    if tensors.keys() == {"logp"}:
+    """Log-probabilities float32 [sum of counts]."""
+    if "logp" in tensors:
         return _logs(tensors["logp"])
-    if tensors.keys() != {"codes", "top", "step"}:
-        raise PayloadError("logits: expected logp, or codes, top and step, found other arrays")
     top, step = (np.repeat(tensors[name], counts) for name in ("top", "step"))
-    return dequantise(tensors["codes"][:, None], top, step)[:, 0]
+    return dequantise(tensors["codes"].reshape(-1, 1), top, step)[:, 0]
 
 
 def _logs(values: np.ndarray) -> np.ndarray:
