@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
-from peertune.config.schema import AnswersTask, Config, HumanEvalTask, MBPPTask, RecordsTask
+from peertune.config.schema import AnswersTask, Config, HumanEvalTask, IntentTask, MBPPTask, RecordsTask
 from peertune.errors import ConfigError
 from peertune.lm.source import resolve
+from peertune.tasks.intent import FILES
 from peertune.tasks.programs import FILE_KINDS
 from peertune.tasks.records import KINDS, locate
 
@@ -33,6 +34,9 @@ def _places(config: Config) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         yield "task.path", task.path, FILE_KINDS
     if isinstance(task, AnswersTask):
         yield "task.path", task.path, KINDS
+    if isinstance(task, IntentTask):
+        yield "task.path", task.path, FILES
+        yield "task.test_path", task.test_path, FILES
     if isinstance(task, RecordsTask):
         yield "task.test", task.test, KINDS
     if isinstance(task, MBPPTask | HumanEvalTask | RecordsTask) and isinstance(task.transfer, str):

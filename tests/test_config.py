@@ -129,7 +129,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, added: str, expected: str) -> Non
     ("old", "new", "expected"),
     [
         ("task: codelets", "task: codeletz", "c.yaml:1: [task] unknown type 'codeletz'; did you mean 'codelets'? "
-         "(valid: codelets, mbpp, humaneval, records, answers)"),
+         "(valid: codelets, mbpp, humaneval, records, answers, intent)"),
         ("method: knexa", "method: {kd_weight: [0, 1]}", "c.yaml:5: [method] the key 'type' is missing; "
          f"valid: {ALL_METHODS}"),
         ("method: knexa", "method: 3", "c.yaml:5: [method] expected a section of `key: value`, found 3"),
@@ -144,7 +144,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, added: str, expected: str) -> Non
          "c.yaml:1: [task.partition] 'alpha' is not used by type 'iid', only by dirichlet; "
          "remove it or change the type"),
         ("task: codelets", "task: {type: codelets, path: x}",
-         "c.yaml:1: [task] 'path' is not used by type 'codelets', only by mbpp, humaneval, answers; "
+         "c.yaml:1: [task] 'path' is not used by type 'codelets', only by mbpp, humaneval, answers, intent; "
          "remove it or change the type"),
         ("model: bundled/gpt2", "name: a", "c.yaml:4: [agents.1] the key 'model' is missing; add it"),
         ("model: bundled/gpt2", "model: x, release: {texts: all}",
