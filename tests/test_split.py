@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from peertune.codecs import Codec, bytes_of, decode_array, encode_array
 from peertune.errors import MethodError, PayloadError
-from peertune.lm.cut import Cut, Parts
+from peertune.lm.calibrate import costs_of, flop_counter
+from peertune.lm.cut import Cut, Parts, layers_of
 from peertune.lm.encode import Row
 from peertune.lm.model import LanguageModel
 from peertune.lm.ragged import Sample, buckets, completion, flat_reads, pack, unpack
@@ -72,6 +73,14 @@ def reset(lm: LanguageModel) -> None:
         lm.load_adapter(name, state)
 
 
+def client_of(lm: LanguageModel, cut: Cut, name: str = "client") -> ClientHalf:
+    return ClientHalf(Trainer(lm, name, SETTINGS), cut)
+
+
+def server_of(lm: LanguageModel, cut: Cut, name: str = "server", clients: str = "c") -> ServerHalf:
+    return ServerHalf(Trainer(lm, name, SETTINGS), dict.fromkeys(clients, cut))
+
+
 def texts(rows: int = 5, seed: int = 0) -> list[Row]:
     draw = np.random.default_rng(seed)
     lengths = draw.integers(4, 15, rows)
@@ -89,8 +98,8 @@ def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
 
     def note(*_: object) -> None:
         for name, parameter in trainer._parameters.items():
-            assert parameter.grad is not None
-            seen[name] = parameter.grad.clone()
+            if parameter.grad is not None:
+                seen[name] = parameter.grad.clone()
 
     trainer._optimizer.register_step_pre_hook(note)
     return seen
@@ -100,7 +109,7 @@ class Pair:
     """Client and server of one split model; what passes between them goes through `codec`."""
 
     def __init__(self, lm: LanguageModel, cut: Cut, codec: Codec = FP32) -> None:
-        self.client, self.server = ClientHalf(lm, "client", cut, SETTINGS), ServerHalf(lm, "server", cut, SETTINGS)
+        self.client, self.server = client_of(lm, cut), server_of(lm, cut)
         self.plain, self.codec = cut.plain, codec
         self.seen = [gradients(half.trainer) for half in (self.client, self.server)]
         self.bytes = 0
@@ -113,7 +122,7 @@ class Pair:
         smashed = self.client.lower(samples, seed=1)
         smashed = replace(smashed, hidden=self.send(smashed.hidden))
         if self.plain:
-            loss, gradient = self.server.loss(smashed, seed=2)
+            loss, gradient = self.server.loss("c", smashed, seed=2)
         else:
             hidden = self.send(self.server.middle("c", smashed, seed=2))
             loss, gradient = self.client.loss(hidden, seed=3)
@@ -127,7 +136,7 @@ class Pair:
 
     def state(self, lm: LanguageModel) -> dict[str, torch.Tensor]:
         server = lm.adapter_state("server")
-        return lm.adapter_state("client") | {name: server[name] for name in self.server.parts.owned(client=False)}
+        return lm.adapter_state("client") | {name: server[name] for name in self.server.parts["c"].owned(client=False)}
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -228,10 +237,11 @@ def test_each_side_changes_its_own_parameters_only() -> None:
     before = lm.adapter_state("whole")
     pair = Pair(lm, Cut(1, 3))
     pair.step([completion(row) for row in texts()])
-    for name, half in (("client", pair.client), ("server", pair.server)):
+    parts = Parts(lm, "whole", Cut(1, 3))
+    for name in ("client", "server"):
         after = lm.adapter_state(name)
         changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
-        assert changed == set(half.parts.owned(client=name == "client"))
+        assert changed == set(parts.owned(client=name == "client"))
 
 
 @pytest.mark.parametrize(
@@ -266,9 +276,7 @@ def test_no_padding_and_no_more_than_is_read_travels(labels: bool) -> None:
 def test_labels_and_what_is_read_stay_at_home_where_they_can() -> None:
     lm = model("llama")
     samples = [completion(row) for row in texts()]
-    sent = [
-        ClientHalf(lm, "client", cut, SETTINGS).lower(samples, 0) for cut in (Cut(1, 3), Cut(1), Cut(1, plain=True))
-    ]
+    sent = [client_of(lm, cut).lower(samples, 0) for cut in (Cut(1, 3), Cut(1), Cut(1, plain=True))]
     assert [(len(smashed.reads) > 0, len(smashed.targets) > 0) for smashed in sent] == [
         (False, False),
         (True, False),
@@ -290,8 +298,8 @@ def test_a_server_with_an_adapter_for_each_client_serves_them_in_any_order() -> 
     for name in ("client b", "server b"):
         lm.add_adapter(name, AdapterSettings(rank=2), seed=0)
         lm.load_adapter(name, lm.adapter_state("whole"))
-    clients = [ClientHalf(lm, name, Cut(1), SETTINGS) for name in ("client", "client b")]
-    servers = [ServerHalf(lm, name, Cut(1), SETTINGS) for name in ("server", "server b")]
+    clients = [client_of(lm, Cut(1), name) for name in ("client", "client b")]
+    servers = [server_of(lm, Cut(1), name) for name in ("server", "server b")]
     seen = [
         (gradients(client.trainer), gradients(server.trainer)) for client, server in zip(clients, servers, strict=True)
     ]
@@ -308,7 +316,7 @@ def test_a_server_with_an_adapter_for_each_client_serves_them_in_any_order() -> 
 def test_a_shared_server_refuses_a_gradient_for_parameters_that_have_moved() -> None:
     """SplitFed V2."""
     lm = model("gpt2")
-    client, server = ClientHalf(lm, "client", Cut(1), SETTINGS), ServerHalf(lm, "server", Cut(1), SETTINGS)
+    client, server = client_of(lm, Cut(1)), server_of(lm, Cut(1), clients="ab")
     smashed = client.lower([completion(row) for row in texts()], 1)
     hidden = [server.middle(name, smashed, 2) for name in ("a", "b")]
     assert np.array_equal(*hidden)
@@ -319,9 +327,64 @@ def test_a_shared_server_refuses_a_gradient_for_parameters_that_have_moved() -> 
             server.back(name, gradient)
 
 
+def test_a_shared_server_serves_clients_that_are_cut_in_different_places() -> None:
+    """One adapter and one optimiser for the blocks from the first cut up; blocks below a client's cut stay still."""
+    lm = model("gpt2")
+    cuts = {"a": Cut(1), "b": Cut(3)}
+    server = ServerHalf(Trainer(lm, "server", SETTINGS), cuts)
+    samples = [completion(row) for row in texts()]
+    for name, cut in cuts.items():
+        client, before = client_of(lm, cut), lm.adapter_state("server")
+        hidden = server.middle(name, client.lower(samples, 1), 2)
+        client.back(server.back(name, client.loss(hidden, 3)[1]))
+        after = lm.adapter_state("server")
+        changed = {key for key in after if not torch.equal(after[key], before[key])}
+        assert changed == set(Parts(lm, "server", cut).owned(client=False))
+    counts = server.trainer.state()["counts"].tolist()
+    names = list(lm.trainable("server"))
+    of_block = {n: {count for name, count in zip(names, counts, strict=True) if f".h.{n}." in name} for n in range(4)}
+    assert of_block == {0: {0}, 1: {1}, 2: {1}, 3: {2}}
+
+
+@pytest.mark.parametrize("cut", [Cut(1), Cut(1, 3), Cut(2, plain=True)])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_each_half_knows_the_flops_that_it_ran(family: str, cut: Cut) -> None:
+    """To the last one, by torch's own counter; and what both ran is what the whole model runs."""
+    lm = model(family)
+    rows = texts(rows=11)
+    costs = costs_of(lm, "whole")
+    pair = Pair(lm, cut)
+    with flop_counter() as counter:
+        pair.step([completion(row) for row in rows])
+    ran = [sum(times * costs.flops(one) for one, times in half.ran.items()) for half in (pair.client, pair.server)]
+    assert sum(ran) == counter.get_total_flops()
+    assert ran[0] < ran[1] or cut.first > 1 or cut.last == 3
+    trainer = Trainer(lm, "whole", SETTINGS)
+    lm.take_passes("whole")
+    trainer.step([(rows, 1.0)], seed=0)
+    assert sum(ran) == sum(times * costs.flops(one) for one, times in lm.take_passes("whole").items())
+
+
+def test_activations_that_are_in_memory_together() -> None:
+    lm = model("gpt2")
+    client, server = client_of(lm, Cut(1, 3)), server_of(lm, Cut(1, 3), clients="ab")
+    smashed = client.lower([completion(row) for row in texts(rows=11)], 1)
+    lower = client.peak
+    assert [(one.kind, one.rows, one.start, one.stop) for one in lower] == [
+        ("backward", 8, 0, 2),
+        ("backward", 3, 0, 2),
+    ]
+    hidden = [server.middle(name, smashed, 2) for name in "ab"]
+    assert len(server.peak) == 4 and {(one.start, one.stop) for one in server.peak} == {(2, 4)}
+    gradient = client.loss(hidden[0], 3)[1]
+    assert client.peak[:2] == lower and len(client.peak) == 3 and client.peak[2].start == 4
+    server.back("a", gradient)
+    assert server.held == ()
+
+
 def test_calls_out_of_turn() -> None:
     lm = model("gpt2")
-    client = ClientHalf(lm, "client", Cut(1), SETTINGS)
+    client = client_of(lm, Cut(1))
     states = np.zeros((3, WIDTH), np.float32)
     for call in (lambda: client.back(states), lambda: client.loss(states, 0)):
         with pytest.raises(MethodError, match="call `lower` first"):
@@ -351,7 +414,7 @@ def test_a_step_that_was_given_up_leaves_no_trace() -> None:
 
 def test_the_loss_may_be_asked_for_again() -> None:
     lm = model("llama")
-    client, server = ClientHalf(lm, "client", Cut(1, 3), SETTINGS), ServerHalf(lm, "server", Cut(1, 3), SETTINGS)
+    client, server = client_of(lm, Cut(1, 3)), server_of(lm, Cut(1, 3))
     seen = gradients(client.trainer)
     found = []
     for times in (1, 2):
@@ -366,7 +429,7 @@ def test_the_loss_may_be_asked_for_again() -> None:
 
 def test_dropout_follows_the_seeds_only() -> None:
     lm = model("llama", dropout=0.5)
-    client = ClientHalf(lm, "client", Cut(1), SETTINGS)
+    client = client_of(lm, Cut(1))
     samples = [completion(row) for row in texts()]
     first, again, other = (client.lower(samples, seed).hidden for seed in (1, 1, 2))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
@@ -406,12 +469,12 @@ def test_a_gradient_that_is_no_number_changes_nothing() -> None:
 def test_smashed_data_that_cannot_be(change: dict[str, np.ndarray], message: str) -> None:
     lm = model("gpt2")
     rows = [Row((5, 6), 1, False), Row((5, 6, 7), 2, False), Row((5, 6, 7, 8), 4, False)]
-    smashed = ClientHalf(lm, "client", Cut(1, plain=True), SETTINGS).lower([completion(row) for row in rows], 0)
+    smashed = client_of(lm, Cut(1, plain=True)).lower([completion(row) for row in rows], 0)
     with pytest.raises(PayloadError, match=message):
-        ServerHalf(lm, "server", Cut(1, plain=True), SETTINGS).loss(replace(smashed, **change), 0)
+        server_of(lm, Cut(1, plain=True)).loss("c", replace(smashed, **change), 0)
     if "targets" not in change:
         with pytest.raises(PayloadError, match=message):
-            ServerHalf(lm, "server", Cut(1), SETTINGS).middle("c", replace(smashed, **change), 0)
+            server_of(lm, Cut(1)).middle("c", replace(smashed, **change), 0)
 
 
 @pytest.mark.parametrize(
@@ -439,6 +502,7 @@ def test_an_architecture_without_support_is_named() -> None:
     lm.add_adapter("client", AdapterSettings(), 0)
     with pytest.raises(MethodError, match="tiny opt: a OPTForCausalLM cannot be split; .*bloom, gpt2, gpt_neox, llama"):
         Parts(lm, "client", Cut(1))
+    assert layers_of(lm, "client") == 0 and layers_of(model("bloom"), "client") == LAYERS
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=1, max_size=6), min_size=1, max_size=7), st.integers(1, 4))

@@ -24,10 +24,11 @@ class Pass(NamedTuple):
     """One batch that went through a model: `rows` padded to `width` tokens.
 
     `heads`: label positions in all; of a generation the tokens that each row was continued by. `start` and `stop`:
-    only the parts [start:stop] of the model, numbered as in `Costs`, ran; a generation is never in parts.
+    only the parts [start:stop] of the model, numbered as in `Costs`, ran; a generation is never in parts. A training
+    pass is forward and backward; of a split model each of them comes in a call of its own.
     """
 
-    kind: Literal["forward", "training", "generation"]
+    kind: Literal["forward", "backward", "training", "generation"]
     rows: int
     width: int
     heads: int
@@ -78,16 +79,18 @@ class Costs:
         shape = (ran.rows, ran.width, ran.heads)
         if ran.kind == "generation":
             return self.generation_flops(*shape)
-        found = sum(self.forward_parts(*shape)[ran.start : ran.stop])
-        return found + (sum(self.backward_parts(*shape)[ran.start : ran.stop]) if ran.kind == "training" else 0)
+        forward = 0 if ran.kind == "backward" else sum(self.forward_parts(*shape)[ran.start : ran.stop])
+        backward = 0 if ran.kind == "forward" else sum(self.backward_parts(*shape)[ran.start : ran.stop])
+        return forward + backward
 
-    def memory(self, ran: Pass) -> int:
-        """Bytes in training: weights, the adapter with its gradients and two AdamW moments, and saved activations.
+    def memory(self, *together: Pass) -> int:
+        """Bytes in training: weights, the adapter with its gradients and two AdamW moments, and the activations that
+        are saved for the backward passes of these batches.
 
         Not in it: buffers that an operation frees when it ends, and what the allocator keeps in reserve.
         """
-        saved = self.saved_parts(ran.rows, ran.width, ran.heads)
-        return self.base + 4 * self.adapter + sum(saved[ran.start : ran.stop])
+        saved = (self.saved_parts(one.rows, one.width, one.heads)[one.start : one.stop] for one in together)
+        return self.base + 4 * self.adapter + sum(map(sum, saved))
 
     def forward_flops(self, rows: int, width: int, labels: int) -> int:
         return self.flops(Pass("forward", rows, width, labels))

@@ -65,10 +65,9 @@ def flat_reads(samples: Sequence[Sample]) -> np.ndarray:
     return np.array([start + read for sample, start in of_rows for read in sample.reads], np.int32)
 
 
-def check(smashed: Smashed, max_rows: int, max_length: int) -> None:
-    """Raise `PayloadError` unless its integers describe a batch; they come from somebody else."""
-    lengths, reads = smashed.lengths, smashed.reads
-    if any(array.dtype != np.int32 or array.ndim != 1 for array in (lengths, reads, smashed.targets)):
+def check(lengths: np.ndarray, reads: np.ndarray, targets: np.ndarray, max_rows: int, max_length: int) -> None:
+    """Raise `PayloadError` unless these describe a batch, as in `Smashed`; they come from somebody else."""
+    if any(array.dtype != np.int32 or array.ndim != 1 for array in (lengths, reads, targets)):
         raise PayloadError("expected lengths, reads and targets as int32, one number each")
     if not 1 <= len(lengths) <= max_rows:
         raise PayloadError(f"expected 1 to {max_rows} rows, found {len(lengths)}")

@@ -17,7 +17,7 @@ Plain, the head and the labels at the server, 1 round trip:
 Without dropout, and where nobody clips, a step is that of `Trainer.step` on the whole model. Each side clips the
 gradient of its own parameters. All rows of a step travel together, and their graphs are in memory together.
 
-FLOPs are those of `Pass`es [start:stop] of the model: lower [0:first + 1], middle [first + 1:last + 1], head [last + 1:].
+FLOPs: those of a `Pass` [start:stop] of the model: lower [0:first + 1], middle [first + 1:last + 1], head [last + 1:].
 """
 
 from collections import Counter
@@ -28,34 +28,26 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from peertune.errors import MethodError, PayloadError
 from peertune.lm.cut import Cut, Parts
+from peertune.lm.encode import Row
 from peertune.lm.flops import Pass
-from peertune.lm.ragged import NO_INTEGERS, Bucket, Sample, Smashed, buckets, check, flat_reads, pack, unpack
+from peertune.lm.graphs import Graph, backward_of_loss, gradient_of, joined, passes_of, pieces_of, size_of
+from peertune.lm.ragged import (
+    NO_INTEGERS,
+    Bucket,
+    Sample,
+    Smashed,
+    buckets,
+    check,
+    completion,
+    flat_reads,
+    pack,
+    unpack,
+)
 from peertune.lm.seeding import seeded
 from peertune.lm.train import Trainer, micro_batch
-
-
-@dataclass(frozen=True, slots=True)
-class _Graph:
-    """A forward pass that waits for the gradient of its `outputs`; leaves and outputs are packed, fp32 [n, width].
-
-    `passes`: the backward passes that it stands for.
-    """
-
-    leaves: list[Tensor]
-    outputs: list[Tensor]
-    passes: list[Pass]
-
-    def backward(self, gradient: np.ndarray, trainer: Trainer) -> None:
-        width, device = self.outputs[0].shape[1], self.outputs[0].device
-        pieces = _pieces(gradient, [len(output) for output in self.outputs], width, device)
-        # autograd leaves out the parameters of an adapter that is not in use, though they are in the graph
-        with trainer.lm.using(trainer.adapter, train=True):
-            for output, piece in zip(self.outputs, pieces, strict=True):
-                output.backward(piece)
 
 
 @dataclass(slots=True)
@@ -64,7 +56,7 @@ class _Step:
 
     batch: list[Bucket]
     targets: Tensor
-    graph: _Graph
+    graph: Graph
     loss: float | None = None
 
 
@@ -96,11 +88,11 @@ class ClientHalf:
         with _training(self.trainer, seed):
             outputs = [self._run([next(rows).ids for _ in part.lengths], part) for part in batch]
         labels = torch.tensor(targets, dtype=torch.long, device=self.trainer.lm.device)
-        self.ran.update(_passes("forward", batch, 0, self.parts.first))
-        graph = _Graph([], outputs, _passes("backward", batch, 0, self.parts.first))
+        self.ran.update(passes_of("forward", batch, 0, self.parts.first))
+        graph = Graph([], outputs, passes_of("backward", batch, 0, self.parts.first))
         self._step, self.peak = _Step(batch, labels, graph), tuple(graph.passes)
         sent = NO_INTEGERS if self.parts.whole_return else reads
-        return Smashed(_joined(outputs), lengths, sent, targets if self.parts.cut.plain else NO_INTEGERS)
+        return Smashed(joined(outputs), lengths, sent, targets if self.parts.cut.plain else NO_INTEGERS)
 
     def loss(self, hidden: np.ndarray, seed: int) -> tuple[float, np.ndarray]:
         """U-shape: mean cross-entropy over all reads (nats), and the gradient of `hidden`, of the same shape.
@@ -111,16 +103,16 @@ class ClientHalf:
         step = self._current()
         whole = self.parts.whole_return
         sizes = [part.tokens if whole else len(part.rows) for part in step.batch]
-        pieces = _pieces(hidden, sizes, self.parts.width, self.trainer.lm.device)
+        pieces = pieces_of(hidden, sizes, self.parts.width, self.trainer.lm.device)
         leaves = [piece.requires_grad_() for piece in pieces]
         self.trainer.discard()
         with _training(self.trainer, seed):
             read = (self._upper(leaf.to(self.parts.dtype), part) for leaf, part in zip(leaves, step.batch, strict=True))
-            step.loss = _backward_of_loss(self.parts, read, step.batch, step.targets)
-        passes = _passes("training", step.batch, self.parts.last + 1, None)
+            step.loss = backward_of_loss(self.parts, read, step.batch, step.targets)
+        passes = passes_of("training", step.batch, self.parts.last + 1, None)
         self.ran.update(passes)
-        self.peak = (*step.graph.passes, max(passes, key=_size))
-        return step.loss, _joined([_gradient(leaf) for leaf in leaves])
+        self.peak = (*step.graph.passes, max(passes, key=size_of))
+        return step.loss, joined([gradient_of(leaf) for leaf in leaves])
 
     def back(self, gradient: np.ndarray) -> None:
         """Finish the backward pass with the gradient of `Smashed.hidden`, fp32 [N, width], and take the step."""
@@ -166,7 +158,7 @@ class ServerHalf:
         self.parts = {client: made[cut] for client, cut in cuts.items()}
         self.ran: Counter[Pass] = Counter()
         self.peak: tuple[Pass, ...] = ()
-        self._graphs: dict[str, _Graph] = {}
+        self._graphs: dict[str, Graph] = {}
 
     @property
     def held(self) -> tuple[Pass, ...]:
@@ -183,10 +175,10 @@ class ServerHalf:
                 hidden = _run(parts, leaf, part)
                 packed = pack(hidden, part.lengths) if parts.whole_return else hidden[part.rows, part.places]
                 outputs.append(packed.float())
-        self.ran.update(_passes("forward", batch, parts.first + 1, parts.last))
-        self._graphs[client] = _Graph(leaves, outputs, _passes("backward", batch, parts.first + 1, parts.last))
+        self.ran.update(passes_of("forward", batch, parts.first + 1, parts.last))
+        self._graphs[client] = Graph(leaves, outputs, passes_of("backward", batch, parts.first + 1, parts.last))
         self.peak = self.held
-        return _joined(outputs)
+        return joined(outputs)
 
     def back(self, client: str, gradient: np.ndarray) -> np.ndarray:
         """U-shape: step with the gradient of what `middle` returned; returns that of the smashed data [N, width]."""
@@ -211,22 +203,27 @@ class ServerHalf:
         self.trainer.discard()
         with _training(self.trainer, seed):
             read = (_run(parts, leaf, part)[part.rows, part.places] for leaf, part in zip(leaves, batch, strict=True))
-            loss = _backward_of_loss(parts, read, batch, targets)
-        passes = _passes("training", batch, parts.first + 1, None)
+            loss = backward_of_loss(parts, read, batch, targets)
+        passes = passes_of("training", batch, parts.first + 1, None)
         self.ran.update(passes)
-        self.peak = (max(passes, key=_size),)
+        self.peak = (max(passes, key=size_of),)
         return loss, self._apply(leaves, loss)
 
+    def check(self, lengths: np.ndarray, reads: np.ndarray, targets: np.ndarray) -> None:
+        """Raise `PayloadError` unless these integers, as in `Smashed`, describe a batch that is not too large."""
+        settings = self.trainer.settings
+        check(lengths, reads, targets, settings.batch_size, min(settings.max_length, self.trainer.lm.max_length))
+
     def _open(self, parts: Parts, smashed: Smashed) -> tuple[list[Bucket], list[Tensor]]:
-        self.check(smashed)
+        self.check(smashed.lengths, smashed.reads, smashed.targets)
         batch = _batch(self.trainer, smashed.lengths, smashed.reads)
-        pieces = _pieces(smashed.hidden, [part.tokens for part in batch], parts.width, self.trainer.lm.device)
+        pieces = pieces_of(smashed.hidden, [part.tokens for part in batch], parts.width, self.trainer.lm.device)
         return batch, [piece.requires_grad_() for piece in pieces]
 
     def _apply(self, leaves: list[Tensor], loss: float | None = None) -> np.ndarray:
         self._graphs.clear()  # they hold the parameters as they were before this step
         self.trainer.apply(loss)
-        return _joined([_gradient(leaf) for leaf in leaves])
+        return joined([gradient_of(leaf) for leaf in leaves])
 
 
 def samples_of(parts: Parts, rows: Iterable[Row]) -> list[Sample]:
@@ -247,49 +244,6 @@ def _run(parts: Parts, leaf: Tensor, part: Bucket) -> Tensor:
     return parts.middle(unpack(leaf.to(parts.dtype), part.lengths), parts.mask_of(part.lengths))
 
 
-def _passes(kind: Literal["forward", "backward", "training"], batch: list[Bucket], start: int, last: int | None) -> list[Pass]:
-    """The buckets as they go through a part that ends with block `last` - 1, or with the loss (None)."""
-    stop = None if last is None else last + 1
-    heads = [len(part.rows) if stop is None else 0 for part in batch]
-    shapes = [(len(part.lengths), int(part.lengths.max())) for part in batch]
-    return [Pass(kind, *shape, labels, start, stop) for shape, labels in zip(shapes, heads, strict=True)]
-
-
-def _size(one: Pass) -> int:
-    return one.rows * one.width
-
-
 def _batch(trainer: Trainer, lengths: np.ndarray, reads: np.ndarray) -> list[Bucket]:
     size = micro_batch(len(lengths), trainer.settings.accumulate, trainer.lm.device)
     return buckets(lengths, reads, size, trainer.lm.device)
-
-
-def _backward_of_loss(parts: Parts, read: Iterable[Tensor], batch: list[Bucket], targets: Tensor) -> float:
-    """Mean cross-entropy (nats) over all of `targets`; `read`: for each bucket the hidden states [m, width]."""
-    loss = 0.0
-    shares = targets.split([len(part.rows) for part in batch])
-    for hidden, target in zip(read, shares, strict=True):
-        logits = parts.readout(hidden).float()
-        if bool(((target < 0) | (target >= logits.shape[1])).any()):
-            raise PayloadError(f"expected labels from 0 to {logits.shape[1] - 1}")
-        losses = cross_entropy(logits, target, reduction="none")
-        share = losses @ torch.full_like(losses, 1 / len(targets))
-        share.backward()
-        loss += share.item()
-    return loss
-
-
-def _pieces(packed: np.ndarray, sizes: Sequence[int], width: int, device: torch.device) -> list[Tensor]:
-    """fp32 [sum of sizes, width] -> one tensor [size, width] for each. Raises `PayloadError` if it is not."""
-    expected = (sum(sizes), width)
-    if packed.shape != expected or packed.dtype != np.float32:
-        raise PayloadError(f"expected float32 {expected}, found {packed.dtype} {packed.shape}")
-    return list(torch.tensor(packed, device=device).split(list(sizes)))
-
-
-def _gradient(leaf: Tensor) -> Tensor:
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-
-
-def _joined(parts: Sequence[Tensor]) -> np.ndarray:
-    return torch.cat([part.detach() for part in parts]).cpu().numpy()
