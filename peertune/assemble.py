@@ -47,6 +47,7 @@ from peertune.tasks.records import Records, read_examples
 from peertune.tasks.sandbox import Sandbox
 
 Facts = dict[str, Any]
+Private = tuple[list[Example], list[Example]]  # an agent's examples to train and to validate
 
 
 class Spec(msgspec.Struct, frozen=True):
@@ -64,7 +65,7 @@ def build_agents(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], lis
     torch.use_deterministic_algorithms(True, warn_only=True)
     sandbox = Sandbox(allow_unsafe=config.sandbox == "unsafe") if config.task.type in CODE_TASKS else None
     task = make_task(config.task, config.seed, sandbox)
-    private = _private_data(config, task)
+    dealt = dealt_examples(config, task)
     (transfer, probe), test = public_examples(config), task.examples("test")
     models: dict[str, LanguageModel] = {}
     agents: dict[str, Resident] = {}
@@ -72,13 +73,11 @@ def build_agents(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], lis
     for name, party in config.parties().items():
         if name not in names:
             continue
-        lm = models.get(party.model) or LanguageModel.load(party.model, _device(config), task.labels, config.seed)
+        lm = models.get(party.model) or LanguageModel.load(party.model, device_of(config), task.labels, config.seed)
         models[party.model] = lm
-        own = private.get(name) or (_own_data(party, lm, config.seed) if isinstance(party, AgentConfig) else ([], []))
+        own = dealt.get(name) or own_examples(party, config.seed, lm.tokenizer)
         splits = {"train": own[0], "validation": own[1], "transfer": transfer, "probe": probe, "test": test}
         check_disjoint(_whose(name, party), **splits)
-        if isinstance(party, AgentConfig) and party.fault:
-            own = shuffled(own[0], config.seed), shuffled(own[1], config.seed)
         data = AgentData(*own, transfer, probe, test, task)
         agent = _agent(config, party, lm, data, Path(spec.folder) / "agents" / name)
         agents[name] = agent
@@ -131,29 +130,37 @@ def public_examples(config: Config) -> tuple[list[Example], list[Example]]:
     return (read_examples(task.transfer, completions=False) if task.transfer else []), []
 
 
-def _private_data(config: Config, task: Task) -> dict[str, tuple[list[Example], list[Example]]]:
-    """What the task deals to each agent; nothing where agents bring their own."""
+def dealt_examples(config: Config, task: Task) -> dict[str, Private]:
+    """What the task deals to each agent, to train and to validate; nothing where agents bring their own."""
     if not isinstance(config.task, CodeletsTask | MBPPTask | AnswersTask | IntentTask) or config.agents[0].data:
         return {}
     pools = (task.examples("train"), task.examples("validation"))
     section = config.task.partition
     partition = PARTITIONS[section.type](**section.model_dump(exclude={"type"}))
     dealt = deal(pools, task.categories, len(config.agents), partition, config.seed)
-    return dict(zip(config.agent_names(), dealt, strict=True))
+    both = zip(config.agents, dealt, strict=True)
+    found = [_faulty(agent, examples, config.seed) for agent, examples in both]
+    return dict(zip(config.agent_names(), found, strict=True))
 
 
-def _own_data(config: AgentConfig, lm: LanguageModel, seed: int) -> tuple[list[Example], list[Example]]:
-    assert config.data is not None
-    examples = read_examples(config.data.path, lm.tokenizer)
-    return hold_out(config.data.path, examples, config.data.validation, seed)
+def own_examples(party: Party, seed: int, tokenizer: Any) -> Private:
+    """What a party brings, to train and to validate; a server nothing. Raises `ConfigError`."""
+    if not isinstance(party, AgentConfig) or party.data is None:
+        return [], []
+    examples = read_examples(party.data.path, tokenizer)
+    return _faulty(party, hold_out(party.data.path, examples, party.data.validation, seed), seed)
+
+
+def _faulty(config: AgentConfig, examples: Private, seed: int) -> Private:
+    train, validation = examples
+    return (shuffled(train, seed), shuffled(validation, seed)) if config.fault else examples
 
 
 def _agent(config: Config, party: Party, lm: LanguageModel, data: AgentData, folder: Path) -> Agent:
     name = folder.name
     adapter = party.adapter or config.adapter
     seed = int(np.random.SeedSequence([config.seed, *name.encode()]).generate_state(1)[0])
-    targets = adapter.target_modules
-    lm.add_adapter(name, AdapterSettings(adapter.rank, adapter.alpha, adapter.dropout, targets), seed)
+    lm.add_adapter(name, adapter_settings(adapter), seed)
     trainable = sum(parameter.numel() for parameter in lm.trainable(name).values())
     record = AgentRecord(
         static=static_features(lm.family, lm.parameters, trainable, len(data.train)),
@@ -163,7 +170,7 @@ def _agent(config: Config, party: Party, lm: LanguageModel, data: AgentData, fol
         name=name,
         seed=config.seed,
         folder=folder,
-        training=_training(config.training, lm),
+        training=training_settings(config.training, lm.max_length),
         max_new_tokens=config.evaluation.max_new_tokens,
         codebleu=config.evaluation.codebleu,
         release=party.release.model_dump(),
@@ -172,7 +179,12 @@ def _agent(config: Config, party: Party, lm: LanguageModel, data: AgentData, fol
     return (Liar if liar else Agent)(settings, lm, data, record)
 
 
-def _training(section: Training, lm: LanguageModel) -> TrainingSettings:
+def adapter_settings(section: Adapter) -> AdapterSettings:
+    return AdapterSettings(section.rank, section.alpha, section.dropout, section.target_modules)
+
+
+def training_settings(section: Training, context: int) -> TrainingSettings:
+    """`context`: of the model, in tokens."""
     return TrainingSettings(
         learning_rate=section.learning_rate,
         batch_size=section.batch_size,
@@ -180,7 +192,7 @@ def _training(section: Training, lm: LanguageModel) -> TrainingSettings:
         weight_decay=section.weight_decay,
         clip_norm=section.clip_norm,
         accumulate=section.accumulate,
-        max_length=min(section.max_length, lm.max_length),
+        max_length=min(section.max_length, context),
     )
 
 
@@ -195,7 +207,7 @@ def _facts(agent: Agent, config: Party, adapter: Adapter, lm: LanguageModel, dat
         "rank": adapter.rank,
         "scale": adapter.alpha / adapter.rank,
         "family": lm.family,
-        "vocabulary": _vocabulary(lm),
+        "vocabulary": vocabulary(lm),
         "parameters": lm.parameters,
         "trainable": sum(parameter.numel() for parameter in lm.trainable(agent.name).values()),
         "train": len(train),
@@ -215,7 +227,7 @@ def _kind_of_adapter(model: str, adapter: Weights) -> str:
     return hashlib.sha256(msgspec.json.encode([fingerprint(model), shapes])).hexdigest()[:16]
 
 
-def _vocabulary(lm: LanguageModel) -> str:
+def vocabulary(lm: LanguageModel) -> str:
     """Equal for models whose logits are about the same tokens, or classes."""
     chosen = list(lm.labels) or sorted(lm.tokenizer.get_vocab().items())
     return hashlib.sha256(msgspec.json.encode([lm.width, chosen])).hexdigest()[:16]
@@ -227,7 +239,8 @@ def _digest(examples: Sequence[Example]) -> str:
     return hashlib.sha256(msgspec.json.encode(texts)).hexdigest()
 
 
-def _device(config: Config) -> str:
+def device_of(config: Config) -> str:
+    """Where models run. Raises `ConfigError` if it is not there."""
     if config.engine.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if config.engine.device == "cuda" and not torch.cuda.is_available():
