@@ -83,13 +83,29 @@ def test_agents_start_from_one_head_and_answer_with_labels(tmp_path: Path, model
 
 
 def test_a_federation_of_encoders_and_causal_models_exchanges_labels(tmp_path: Path, models: dict[str, str]) -> None:
-    config = config_of(tmp_path, models, budget={"warm_start_steps": 8, "local_steps": 2, "exchange_steps": 4})
+    config = config_of(tmp_path, models, rounds=1)
     ledger = run(tmp_path / "run", config)
     assert not bodies(ledger, "failure")
     assert {body["payload"] for body in bodies(ledger, "transfer")} >= {"claims", "texts", "scores"}
     assert any("exchange_loss" in json.dumps(body) for body in bodies(ledger, "metric"))
     scores = bodies(ledger, "scores")
     assert scores and all(len(body["correct"]) == 12 for body in scores)
+    ledger.close()
+
+
+def test_every_method_takes_classifiers(tmp_path: Path, models: dict[str, str]) -> None:
+    """Each with what it exchanges: texts, examples, logits of classes, adapters with their heads."""
+    open_to_all = {"texts": "everyone", "records": "agents", "logits": "coordinator", "weights": "coordinator"}
+    agents = [{"model": models["bert"], "release": open_to_all} for _ in range(2)]
+    others = {"fedavg": {"type": "fedavg", "aggregator": "flexlora"}, "kd": {"type": "kd"}}
+    others |= {name: {"type": name} for name in ("central_text", "centralised")}
+    config = config_of(tmp_path, models, agents=agents, baselines=others, rounds=1)
+    ledger = run(tmp_path / "run", config)
+    assert not bodies(ledger, "failure")
+    sent = {"central_text": "texts", "centralised": "records", "kd": "logits", "fedavg": "weights"}
+    for arm, kind in sent.items():
+        assert kind in {body["payload"] for body in bodies(ledger, "transfer", arm)}, arm
+        assert bodies(ledger, "scores", arm)
     ledger.close()
 
 
