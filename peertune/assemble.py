@@ -29,6 +29,7 @@ from peertune.config.schema import (
 )
 from peertune.engines.base import Resident
 from peertune.errors import ConfigError
+from peertune.lm.cut import layers_of
 from peertune.lm.encode import render_example
 from peertune.lm.model import LanguageModel
 from peertune.lm.settings import AdapterSettings, TrainingSettings
@@ -207,6 +208,7 @@ def _facts(agent: Agent, config: Party, adapter: Adapter, lm: LanguageModel, dat
         "rank": adapter.rank,
         "scale": adapter.alpha / adapter.rank,
         "family": lm.family,
+        "layers": layers_of(lm, agent.name),
         "vocabulary": vocabulary(lm),
         "parameters": lm.parameters,
         "trainable": sum(parameter.numel() for parameter in lm.trainable(agent.name).values()),

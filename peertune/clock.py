@@ -136,6 +136,8 @@ def cost(verb: str, args: Sequence[Any]) -> float:
     match verb:
         case "fit":
             return float(args[0])
+        case "split_lower" | "split_labelled":  # a whole step: the agent waits for the server's part of it
+            return 1.0
         case "learn":
             return _BATCHES * float(args[1])
         case "draft":

@@ -26,6 +26,7 @@ import numpy as np
 from peertune.errors import ConfigError, PayloadError
 
 Arrays = dict[str, np.ndarray]
+Kind = Literal["fp32", "fp16", "int8", "topk"]
 TINY = np.float32(2.0**-126)  # the least scale: smaller numbers lose digits
 EXPONENTS = 256  # of the scale of halves, on either side; fp32 needs 163
 
@@ -37,7 +38,7 @@ class Codec:
     Raises `ConfigError`: a number that the kind does not take.
     """
 
-    kind: Literal["fp32", "fp16", "int8", "topk"] = "fp32"
+    kind: Kind = "fp32"
     outliers: int = 0
     keep: int = 0
 

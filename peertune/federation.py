@@ -27,6 +27,7 @@ from peertune.payloads import (
     Weights,
     encode,
 )
+from peertune.splitting import SplitCalls
 
 Key = TypeVar("Key")
 Argument = Payload | Ref | int | float
@@ -34,7 +35,7 @@ NO_SERVER = "this method needs a server, the run has none; give the configuratio
 NEVER = 1e9  # nats a token: no loss rises by so much
 
 
-class AgentHandle:
+class AgentHandle(SplitCalls):
     """One agent, seen from the coordinator. Each method asks it to run the verb of that name and returns a `Ref`."""
 
     def __init__(self, federation: "Federation", name: str) -> None:

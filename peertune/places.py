@@ -1,10 +1,13 @@
 """Do the models and data sets that a configuration names exist? Nothing is loaded or downloaded, no torch imported."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 from peertune.config.schema import AnswersTask, Config, HumanEvalTask, IntentTask, MBPPTask, RecordsTask
-from peertune.errors import ConfigError
+from peertune.errors import ConfigError, MethodError
 from peertune.lm.source import resolve
+from peertune.methods.split import check_cuts
 from peertune.tasks.intent import FILES
 from peertune.tasks.programs import FILE_KINDS
 from peertune.tasks.records import KINDS, locate
@@ -24,7 +27,32 @@ def check_places(config: Config) -> list[str]:
             lines.append(f"[{key}] {error}")
     if lines:
         raise ConfigError("\n".join(lines))
+    _check_cuts(config)
     return sorted(remote)
+
+
+def _check_cuts(config: Config) -> None:
+    """Raise `ConfigError` if split learning cuts a model where it has no blocks, as far as its config.json says."""
+    for name, method in config.arms().items():
+        if method.type != "split":
+            continue
+        place, origin = resolve(config.agents[0].model)
+        if origin != "hub" and (layers := _layers(Path(place) / "config.json")):
+            cuts = {agent: (method.cuts or {}).get(agent, method.cut) for agent in config.agent_names()}
+            try:
+                check_cuts(cuts, method.last, layers)
+            except MethodError as error:
+                raise ConfigError(f"[{name}] {error}") from None
+
+
+def _layers(path: Path) -> int:
+    """Blocks of the model that a config.json describes; 0 if it does not say."""
+    try:
+        described = json.loads(path.read_bytes())
+    except (OSError, ValueError):  # who loads the model will say what is wrong with it
+        return 0
+    counts = [described.get(key) for key in ("num_hidden_layers", "n_layer")] if isinstance(described, dict) else []
+    return next((count for count in counts if isinstance(count, int)), 0)
 
 
 def _places(config: Config) -> Iterator[tuple[str, str, tuple[str, ...]]]:

@@ -13,17 +13,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from peertune.codecs import Codec
 from peertune.errors import PayloadError
 from peertune.knowledge import pack
 from peertune.payloads import (
     PAYLOADS,
     PROFILE_SIZE,
+    Activations,
     Arrays,
     Change,
     Claims,
     Distillation,
     Factors,
     Gain,
+    Gradient,
+    Labelled,
     Logits,
     Number,
     Payload,
@@ -33,6 +37,8 @@ from peertune.payloads import (
     Record,
     Records,
     Scores,
+    Shares,
+    SplitPlan,
     Texts,
     Verdicts,
     Weights,
@@ -40,6 +46,7 @@ from peertune.payloads import (
     encode,
     kind_of,
 )
+from peertune.payloads.activations import Coded
 from peertune.payloads.arrays import MAX_HEADER_BYTES, MAX_TENSORS
 
 STRUCTURED_CASES, MUTATED_CASES = 2_000, 18_000
@@ -74,8 +81,34 @@ def logits(draw: st.DrawFn) -> Payload:
     return Logits.of(known, draw(st.sampled_from(["fp32", "fp16", "int8"])))
 
 
+@st.composite
+def coded(draw: st.DrawFn, kind: type[Coded], **beside: np.ndarray) -> Payload:
+    """A few tokens of three channels; of what stands beside them all or nothing."""
+    values = draw(
+        hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.just(3)), elements=st.floats(-30, 30, width=16))
+    )
+    codec = draw(st.sampled_from([Codec("fp32"), Codec("fp16"), Codec("int8", outliers=1), Codec("topk", keep=2)]))
+    return kind.of(draw(st.integers(0, 99)), values, codec, **(beside if draw(st.booleans()) else {}))
+
+
+INTEGERS = np.array([1, 2], np.int32)
+COUNTS = st.integers(1, 1 << 16)
 payloads: dict[str, st.SearchStrategy[Payload]] = {
     "logits": logits(),
+    "activations": coded(Activations, lengths=INTEGERS, reads=INTEGERS),
+    "labelled": coded(Labelled, lengths=INTEGERS, reads=INTEGERS, labels=INTEGERS),
+    "gradient": coded(Gradient, loss=np.ones(1, np.float32)),
+    "split_plan": st.builds(
+        SplitPlan,
+        st.dictionaries(names, COUNTS, min_size=1, max_size=4),
+        st.none() | COUNTS,
+        st.booleans(),
+        st.booleans(),
+        st.sampled_from(["fp32", "fp16", "int8", "topk"]),
+        st.integers(0, 99),
+        st.integers(0, 99),
+    ),
+    "shares": st.builds(Shares, st.dictionaries(names, st.integers(1, (1 << 53) - 1), max_size=4)),
     "distillation": st.builds(
         Distillation, st.floats(0, 1), st.integers(1, 99), st.floats(0.01, 1000), st.floats(0, 1e9)
     ),
@@ -298,6 +331,21 @@ OUT_OF_BOUNDS = {
     "weights dimensions": Weights({"w": np.zeros((1,) * 9, np.float32)}, 0),
     "weights too many": Weights({str(index): F32[:0] for index in range(MAX_TENSORS + 1)}, 0),
     "weights negative examples": Weights({}, -1),
+    "activations with labels": Activations({"hidden/values": F32, "labels": INTEGERS}, 0),
+    "activations of a gradient": Activations({"gradient/values": F32}, 0),
+    "activations NaN": Activations({"hidden/values": np.array([np.nan], np.float32)}, 0),
+    "activations before the first step": Activations({"hidden/values": F32}, -1),
+    "labelled unknown": Labelled({"hidden/values": F32, "texts": INTEGERS}, 0),
+    "gradient of two losses": Gradient({"gradient/values": F32, "loss": F32}, 0),
+    "gradient of a whole loss": Gradient({"gradient/values": F32, "loss": INTEGERS[:1]}, 0),
+    "gradient infinite loss": Gradient({"gradient/values": F32, "loss": np.array([np.inf], np.float32)}, 0),
+    "split_plan for nobody": SplitPlan({}, None, False, True, "fp32", 0, 0),
+    "split_plan no block": SplitPlan({"a": 0}, None, False, True, "fp32", 0, 0),
+    "split_plan unknown codec": SplitPlan({"a": 1}, None, False, True, "int4", 0, 0),  # pyright: ignore[reportArgumentType]
+    "split_plan negative": SplitPlan({"a": 1}, None, False, True, "int8", -1, 0),
+    "split_plan too many": SplitPlan({str(each): 1 for each in range(4097)}, None, False, True, "fp32", 0, 0),
+    "shares none": Shares({"a": 0}),
+    "shares of nobody": Shares({"": 1}),
     "weights too many examples": Weights({}, 1 << 53),
 }
 
@@ -310,7 +358,7 @@ def test_encode_refuses_what_a_receiver_would_refuse(name: str) -> None:
 
 NO_MSGPACK_FORM = ("number huge", "text surrogate")
 STRUCTS = [
-    name for name, payload in OUT_OF_BOUNDS.items() if not isinstance(payload, Weights) and name not in NO_MSGPACK_FORM
+    name for name, payload in OUT_OF_BOUNDS.items() if not isinstance(payload, Arrays) and name not in NO_MSGPACK_FORM
 ]
 
 
@@ -332,6 +380,8 @@ def test_largest_allowed_values_pass() -> None:
         gain(1e9, 1e9, 1e9, 1e9, Change(1e9, 1e9, 1e9)),
         Scores((4.0,), 4, {str(index): 1e9 for index in range(64)}),
         Weights({str(index): F32 for index in range(64)}, (1 << 53) - 1),
+        SplitPlan({str(each): 1 << 16 for each in range(4096)}, 1 << 16, True, True, "topk", 1 << 20, 1 << 20),
+        Shares({str(each): (1 << 53) - 1 for each in range(4096)}),
     ):
         assert_same(decode(encode(payload)), payload)
 
@@ -565,5 +615,9 @@ def test_fuzz_mutations() -> None:
     dice = random.Random("peertune|payloads")
     corpus = [bytes.fromhex(wire) for _, wire in GOLDEN]
     corpus.append(encode(Weights({"a.b": np.ones((2, 3), np.float16), "c": np.ones((4,), np.float32)}, 7)))
+    corpus += [
+        encode(kind.of(1, np.ones((2, 3), np.float32), Codec("int8"))) for kind in (Activations, Labelled, Gradient)
+    ]
+    corpus += [encode(SplitPlan({"a": 1}, 2, False, True, "int8", 1, 0)), encode(Shares({"a": 1}))]
     outcomes = [refused(_mutated(dice.choice(corpus), corpus, dice)) for _ in range(MUTATED_CASES)]
     assert 500 < outcomes.count(False) < MUTATED_CASES // 2  # some stay valid: the bending is not blunt

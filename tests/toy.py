@@ -50,6 +50,9 @@ RELEASE = {  # as the configuration's defaults
     "receipt": "coordinator",
     "weights": "nobody",
     "logits": "nobody",
+    "activations": "nobody",
+    "labelled": "nobody",
+    "gradient": "nobody",
     "records": "nobody",
     "metrics": "coordinator",
 }

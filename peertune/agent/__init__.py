@@ -2,10 +2,11 @@
 
 from peertune.agent.core import VERBS, AgentSettings
 from peertune.agent.knowledge import KnowledgeVerbs
+from peertune.agent.split import SplitVerbs
 from peertune.agent.texts import TextVerbs
 
 __all__ = ["VERBS", "Agent", "AgentSettings"]
 
 
-class Agent(TextVerbs, KnowledgeVerbs):
+class Agent(TextVerbs, KnowledgeVerbs, SplitVerbs):
     """All verbs. An agent never knows which method is running."""

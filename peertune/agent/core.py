@@ -6,7 +6,7 @@ The maths is in `lm`; an agent decides what is trained on what, remembers what i
 state.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,7 @@ from peertune.profiles import AgentRecord
 
 Verb = TypeVar("Verb", bound=Callable[..., Payload | None])
 VERBS: set[str] = set()
+MORE = "more/"  # before the names of tensors of `_more` in a checkpoint
 
 
 def verb(function: Verb) -> Verb:
@@ -185,7 +186,8 @@ class AgentCore:
     def checkpoint(self, keep: Texts) -> Receipt:
         """Store adapter, optimiser, cursor and history on the agent's own disk."""
         memory = torch.frombuffer(bytearray(msgspec.msgpack.encode(self._record)), dtype=torch.uint8)
-        digest = self._blobs.put(save_safetensors({**self._learner.trainer.state(), "record": memory}))
+        more = {MORE + name: tensor for name, tensor in self._more().items()}
+        digest = self._blobs.put(save_safetensors({**self._learner.trainer.state(), **more, "record": memory}))
         self._blobs.keep({digest, *keep.items})
         return Receipt(digest)
 
@@ -194,9 +196,17 @@ class AgentCore:
         """Return to a stored state. Raises `StorageError` if it is missing or damaged."""
         tensors = load_safetensors(self._blobs.get(receipt.digest))
         self._record = msgspec.msgpack.decode(tensors.pop("record").numpy().tobytes(), type=AgentRecord)
+        self._take_more({name.removeprefix(MORE): tensors.pop(name) for name in list(tensors) if name.startswith(MORE)})
         self._learner.trainer.load_state(tensors)
         self._desk.clear()
         self._pooled = []
+
+    def _more(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds beside the trainer's state and the record."""
+        return {}
+
+    def _take_more(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Return to what `_more` gave, or where it gave nothing, to the beginning."""
 
     @contextmanager
     def _undone_if_failing(self) -> Iterator[dict[str, torch.Tensor]]:

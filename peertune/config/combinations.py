@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from peertune.aggregate import AGGREGATORS
+from peertune.config.splitting import check_split
 from peertune.matchmakers import Pairwise, Router
 from peertune.methods.fedavg import MIXED
 from peertune.partition import MIN_TRAIN, MIN_VALIDATION
@@ -118,6 +119,8 @@ def _methods(config: "Config") -> None:
             _pairing(config, name, method)
         if method.type == "fedavg":
             _averaging(config, name, method)
+        if method.type == "split":
+            _released(config, f"{name} (split)", check_split(config, name, method))
 
 
 def _exchange(config: "Config", name: str, method: "MethodConfig") -> None:

@@ -155,6 +155,9 @@ class Release(Section):
     receipt: Who = "coordinator"
     weights: Who = "nobody"
     logits: Who = "nobody"  # of public problems
+    activations: Who = "nobody"  # hidden states of private text, for the server of split learning
+    labelled: Who = "nobody"  # the same with their labels; of a text these are the text
+    gradient: Who = "nobody"  # of hidden states
     records: Who = "nobody"  # the training examples themselves
     metrics: Who = "coordinator"  # losses and validation scores, for the run's ledger
 
@@ -185,6 +188,8 @@ class ServerRelease(Release):
     texts: Who = "everyone"
     weights: Who = "everyone"
     logits: Who = "everyone"
+    activations: Who = "everyone"
+    gradient: Who = "everyone"
 
 
 class ServerConfig(Party):

@@ -18,8 +18,11 @@ import msgspec
 from peertune.errors import AgentError, PayloadError, PeertuneError
 from peertune.ledger import COORDINATOR, EventKind
 from peertune.payloads import (
+    Activations,
     Claims,
     Gain,
+    Gradient,
+    Labelled,
     Logits,
     Payload,
     Profile,
@@ -70,9 +73,16 @@ ANSWERS: dict[str, type[Payload] | None] = {
     "express": Logits,
     "soften": Verdicts,
     "distil": None,
+    **dict.fromkeys(("split_take", "split_join", "split_back", "split_serve"), None),
+    **dict.fromkeys(("split_lower", "split_middle"), Activations),
+    "split_labelled": Labelled,
+    **dict.fromkeys(("split_loss", "split_middle_back", "split_score"), Gradient),
+    **dict.fromkeys(("split_leave", "split_close", "split_part"), Weights),
     "checkpoint": Receipt,
     "restore": None,
 }
+# dropped as soon as somebody has pulled it: a round has too many, and nobody else needs them
+ONCE = (Activations.kind, Labelled.kind, Gradient.kind)
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -189,6 +199,8 @@ class Host:
                 ref.verb,
                 f"{ref.owner} does not release {kind_of(answer)} to {caller}; see `release` in its configuration",
             )
+        if answer and kind_of(answer) in ONCE:
+            self._answers[ref.id] = AgentError(ref.owner, ref.verb, f"{caller} has pulled its answer; it is kept once")
         return answer
 
     def clear(self) -> None:

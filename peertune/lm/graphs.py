@@ -36,9 +36,7 @@ class Graph:
                 output.backward(piece)
 
 
-def passes_of(
-    kind: Literal["forward", "backward", "training"], batch: list[Bucket], start: int, last: int | None
-) -> list[Pass]:
+def passes_of(kind: Literal["forward", "backward"], batch: list[Bucket], start: int, last: int | None) -> list[Pass]:
     """The buckets as they go through a part that ends with block `last` - 1, or with the loss (None)."""
     stop = None if last is None else last + 1
     heads = [len(part.rows) if stop is None else 0 for part in batch]

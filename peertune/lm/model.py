@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peertune.errors import ConfigError, PayloadError
 from peertune.lm.flops import Costs, Pass
-from peertune.lm.frozen import as_lora, freeze, frozen_of, has_core, ranks_of, set_core
+from peertune.lm.frozen import as_lora, extras_of, freeze, frozen_of, has_core, ranks_of, set_core
 from peertune.lm.load import context_of, first_line, head_of, load_base, load_classifier, load_tokenizer
 from peertune.lm.lora import AdaptedLinear
 from peertune.lm.quiet import quiet
@@ -42,7 +42,7 @@ class LanguageModel:
         self.parameters = sum(parameter.numel() for parameter in base.parameters())
         self.max_length = context_of(base)
         self.pad_token: int = tokenizer.pad_token_id
-        self.costs: dict[AdapterSettings, Costs] = {}
+        self.costs: dict[Any, Costs] = {}
         self.end_tokens: frozenset[int] = frozenset(() if labels else base.generation_config.eos_token_id)
         self._base = base
         self._head = head_of(base) if labels else None
@@ -86,6 +86,9 @@ class LanguageModel:
         self._keys[name], self._settings[name], self._ran[name] = key, settings, Counter()
         self._model().eval()
 
+    def has_adapter(self, name: str) -> bool:
+        return name in self._keys
+
     @property
     def width(self) -> int:
         """How many tokens, or classes, it chooses from."""
@@ -124,6 +127,10 @@ class LanguageModel:
     def has_core(self, name: str) -> bool:
         """Does the adapter have a core R between B and A?"""
         return has_core(self._model(), self._key(name))
+
+    def extras(self, name: str) -> tuple[tuple[int, int], ...]:
+        """The ranks of the core and the frozen part of each layer; empty if there are none."""
+        return extras_of(self._model(), self._key(name))
 
     def set_core(self, name: str, wanted: bool) -> None:
         """Give the adapter a core R = 0, or take it away. `trainable` has other parameters then."""

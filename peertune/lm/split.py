@@ -101,16 +101,14 @@ class ClientHalf:
         call replaces them.
         """
         step = self._current()
-        whole = self.parts.whole_return
-        sizes = [part.tokens if whole else len(part.rows) for part in step.batch]
+        sizes = [part.tokens if self.parts.whole_return else len(part.rows) for part in step.batch]
         pieces = pieces_of(hidden, sizes, self.parts.width, self.trainer.lm.device)
         leaves = [piece.requires_grad_() for piece in pieces]
         self.trainer.discard()
         with _training(self.trainer, seed):
             read = (self._upper(leaf.to(self.parts.dtype), part) for leaf, part in zip(leaves, step.batch, strict=True))
             step.loss = backward_of_loss(self.parts, read, step.batch, step.targets)
-        passes = passes_of("training", step.batch, self.parts.last + 1, None)
-        self.ran.update(passes)
+        passes = _both(self.ran, step.batch, self.parts.last + 1)
         self.peak = (*step.graph.passes, max(passes, key=size_of))
         return step.loss, joined([gradient_of(leaf) for leaf in leaves])
 
@@ -123,6 +121,16 @@ class ClientHalf:
         step.graph.backward(gradient, self.trainer)
         self.ran.update(step.graph.passes)
         self.trainer.apply(step.loss)
+
+    @property
+    def tokens(self) -> int:
+        """N: how many gradients of hidden states the step under way waits for."""
+        return sum(part.tokens for part in self._current().batch)
+
+    @property
+    def returned(self) -> int:
+        """How many hidden states it waits for: N, or M of `reads` only."""
+        return self.tokens if self.parts.whole_return else len(self._current().targets)
 
     def _current(self) -> _Step:
         if self._step is None:
@@ -182,12 +190,8 @@ class ServerHalf:
 
     def back(self, client: str, gradient: np.ndarray) -> np.ndarray:
         """U-shape: step with the gradient of what `middle` returned; returns that of the smashed data [N, width]."""
-        graph = self._graphs.pop(client, None)
-        if graph is None:
-            raise MethodError(
-                f"split: no hidden states of {client!r} are waiting for a gradient: none came, or a step for another "
-                "client of the same adapter dropped them; call `middle`, then `back`, for one client after the other"
-            )
+        graph = self._waiting(client)
+        del self._graphs[client]
         self.trainer.discard()
         graph.backward(gradient, self.trainer)
         self.ran.update(graph.passes)
@@ -204,10 +208,20 @@ class ServerHalf:
         with _training(self.trainer, seed):
             read = (_run(parts, leaf, part)[part.rows, part.places] for leaf, part in zip(leaves, batch, strict=True))
             loss = backward_of_loss(parts, read, batch, targets)
-        passes = passes_of("training", batch, parts.first + 1, None)
-        self.ran.update(passes)
-        self.peak = (max(passes, key=size_of),)
+        self.peak = (max(_both(self.ran, batch, parts.first + 1), key=size_of),)
         return loss, self._apply(leaves, loss)
+
+    def returned(self, client: str) -> int:
+        """How many gradients of hidden states the step of that client waits for."""
+        return sum(len(output) for output in self._waiting(client).outputs)
+
+    def _waiting(self, client: str) -> Graph:
+        if client not in self._graphs:
+            raise MethodError(
+                f"split: no hidden states of {client!r} are waiting for a gradient: none came, or a step for another "
+                "client of the same adapter dropped them; call `middle`, then `back`, for one client after the other"
+            )
+        return self._graphs[client]
 
     def check(self, lengths: np.ndarray, reads: np.ndarray, targets: np.ndarray) -> None:
         """Raise `PayloadError` unless these integers, as in `Smashed`, describe a batch that is not too large."""
@@ -242,6 +256,14 @@ def _training(trainer: Trainer, seed: int) -> Iterator[None]:
 
 def _run(parts: Parts, leaf: Tensor, part: Bucket) -> Tensor:
     return parts.middle(unpack(leaf.to(parts.dtype), part.lengths), parts.mask_of(part.lengths))
+
+
+def _both(ran: Counter[Pass], batch: list[Bucket], start: int) -> list[Pass]:
+    """Note both directions of a part that ends with the loss; returns the backward passes."""
+    ran.update(passes_of("forward", batch, start, None))
+    backward = passes_of("backward", batch, start, None)
+    ran.update(backward)
+    return backward
 
 
 def _batch(trainer: Trainer, lengths: np.ndarray, reads: np.ndarray) -> list[Bucket]:

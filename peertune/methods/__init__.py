@@ -9,14 +9,16 @@ from peertune.methods.fedavg import FedAvg
 from peertune.methods.kd import KD
 from peertune.methods.knexa import Knexa
 from peertune.methods.local import Local
+from peertune.methods.split import Split
 
 METHODS: dict[str, Callable[..., Method]] = {
     "local": Local,
     "fedavg": FedAvg,
     "knexa": Knexa,
     "kd": KD,
+    "split": Split,
     "central_text": CentralText,
     "centralised": Centralised,
 }
 
-__all__ = ["METHODS", "Budget", "CentralText", "Centralised", "FedAvg", "Knexa", "Local", "Method", "Run"]
+__all__ = ["METHODS", "Budget", "CentralText", "Centralised", "FedAvg", "Knexa", "Local", "Method", "Run", "Split"]

@@ -63,13 +63,7 @@ class SharedAdapter:
             name: tuple(rank if side in rank_sides(name) else size for side, size in enumerate(tensor.shape))
             for name, tensor in having(self.factors, letters).items()
         }
-        found = {name: tensor.shape for name, tensor in answer.tensors.items()}
-        if different := sorted(expected.items() ^ found.items()):
-            name = different[0][0]
-            return f"{name}: expected the shape {expected.get(name)}, found {found.get(name)}"
-        if large := [name for name, tensor in answer.tensors.items() if np.abs(tensor).max(initial=0) > LARGEST]:
-            return f"{large[0]} holds numbers beyond {LARGEST:g}; lower learning_rate"
-        return "" if answer.examples else "it stands for no training example"
+        return misfit(expected, answer)
 
     def told(self, asked: Collection[str], answered: Collection[str]) -> "SharedAdapter":
         """Those who were `asked` were sent this version; those who `answered` have it."""
@@ -91,3 +85,14 @@ class SharedAdapter:
             frozen=fold(self.frozen, aggregate.frozen),
             change=aggregate.frozen,
         )
+
+
+def misfit(expected: Mapping[str, tuple[int, ...]], answer: Weights) -> str:
+    """Why an answer cannot be an agent's tensors of these shapes; empty if it can."""
+    found = {name: tensor.shape for name, tensor in answer.tensors.items()}
+    if different := sorted(expected.items() ^ found.items()):
+        name = different[0][0]
+        return f"{name}: expected the shape {expected.get(name)}, found {found.get(name)}"
+    if large := [name for name, tensor in answer.tensors.items() if np.abs(tensor).max(initial=0) > LARGEST]:
+        return f"{large[0]} holds numbers beyond {LARGEST:g}; lower learning_rate"
+    return "" if answer.examples else "it stands for no training example"

@@ -1,5 +1,6 @@
 """What may travel between agents and the coordinator, and nothing else."""
 
+from peertune.payloads.activations import Activations, Gradient, Labelled
 from peertune.payloads.arrays import Arrays, Weights
 from peertune.payloads.base import Payload
 from peertune.payloads.logits import Logits, Precision
@@ -19,13 +20,16 @@ from peertune.payloads.values import (
     Record,
     Records,
     Scores,
+    Shares,
+    SplitPlan,
     Texts,
     Verdicts,
 )
 from peertune.payloads.wire import PAYLOADS, decode, encode, kind_of
 
 __all__ = [
-    "ALL_FACTORS", "Arrays", "Change", "Claims", "Distillation", "Factors", "Gain", "Logits", "Number",
-    "PAYLOADS", "PROFILE_LIMIT", "PROFILE_SIZE", "Payload", "Picks", "Precision", "Profile", "Receipt", "Record",
-    "Records", "Scores", "Texts", "Verdicts", "Weights", "decode", "encode", "kind_of",
+    "ALL_FACTORS", "Activations", "Arrays", "Change", "Claims", "Distillation", "Factors", "Gain", "Gradient",
+    "Labelled", "Logits", "Number", "PAYLOADS", "PROFILE_LIMIT", "PROFILE_SIZE", "Payload", "Picks",
+    "Precision", "Profile", "Receipt", "Record", "Records", "Scores", "Shares", "SplitPlan", "Texts",
+    "Verdicts", "Weights", "decode", "encode", "kind_of",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar
 import msgspec
 from msgspec import Meta
 
+from peertune.codecs import Kind
 from peertune.errors import PayloadError
 from peertune.payloads.base import MAX_BYTES, Bit, LongText, Name, Payload, Text, finite
 
@@ -42,6 +43,31 @@ class Distillation(Payload, frozen=True):
     steps: Annotated[int, Meta(ge=1, le=1 << 20)]
     temperature: Annotated[float, Meta(gt=0, le=1000)] = 1.0
     tolerance: Annotated[float, Meta(ge=0)] = 1e9
+
+
+class SplitPlan(Payload, frozen=True):
+    """How a model is split. `cuts`: the clients by name, and how many blocks each has below the first cut; a client is
+    told its own. `last`: the blocks from here on are at the client, too; None: none are. `plain`: the head is at the
+    server. `shared`: the server has one adapter for all, else one for each. The others: the codec of what passes.
+    """
+
+    kind: ClassVar[str] = "split_plan"
+    max_bytes: ClassVar[int] = 1 << 20
+    cuts: Annotated[dict[Name, Annotated[int, Meta(ge=1, le=1 << 16)]], Meta(min_length=1, max_length=1 << 12)]
+    last: Annotated[int, Meta(ge=1, le=1 << 16)] | None
+    plain: bool
+    shared: bool
+    codec: Kind
+    outliers: Annotated[int, Meta(ge=0, le=1 << 20)]
+    keep: Annotated[int, Meta(ge=0, le=1 << 20)]
+
+
+class Shares(Payload, frozen=True):
+    """Whose work counts, by name, and how many training examples are behind it."""
+
+    kind: ClassVar[str] = "shares"
+    max_bytes: ClassVar[int] = 1 << 20
+    examples: Annotated[dict[Name, Annotated[int, Meta(ge=1, lt=1 << 53)]], Meta(max_length=1 << 12)]
 
 
 class Texts(Payload, frozen=True):

@@ -8,6 +8,7 @@ import msgspec
 from safetensors import SafetensorError
 
 from peertune.errors import PayloadError
+from peertune.payloads.activations import Activations, Gradient, Labelled
 from peertune.payloads.arrays import Arrays, Weights, decode_arrays, encode_arrays
 from peertune.payloads.base import Payload
 from peertune.payloads.logits import Logits
@@ -22,6 +23,8 @@ from peertune.payloads.values import (
     Receipt,
     Records,
     Scores,
+    Shares,
+    SplitPlan,
     Texts,
     Verdicts,
 )
@@ -42,6 +45,11 @@ _KINDS = (
     Weights,
     Distillation,
     Logits,
+    SplitPlan,
+    Shares,
+    Activations,
+    Labelled,
+    Gradient,
 )
 PAYLOADS: dict[str, type[Payload]] = {payload.kind: payload for payload in _KINDS}
 
