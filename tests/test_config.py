@@ -468,6 +468,9 @@ def test_no_key_is_accepted_and_ignored() -> None:
         "scores",
         "receipt",
         "weights",
+        "activations",
+        "labelled",
+        "gradient",
     }  # of `release`, looked up by kind
     assert keys - used - kinds == set()
 
