@@ -88,9 +88,14 @@ def as_classifier(base: Any, tokenizer: Any, seed: int) -> None:
 
 
 def head_of(base: Any) -> list[str]:
-    """The names of a classifier's own modules that have weights: what is not its backbone."""
-    children = base.named_children()
-    return [name for name, child in children if child is not base.base_model and any(True for _ in child.parameters())]
+    """The names of the modules of a classifier's head that have weights: what is not its backbone, and BERT's pooler.
+
+    A pooler is the dense layer that other encoders have in their heads: LoRA on a frozen one learns far worse.
+    """
+    parts = [(name, child) for name, child in base.named_children() if child is not base.base_model]
+    if pooler := getattr(base.base_model, "pooler", None):
+        parts.append((f"{base.base_model_prefix}.pooler", pooler))
+    return [name for name, part in parts if any(True for _ in part.parameters())]
 
 
 def context_of(base: Any) -> int:
@@ -143,7 +148,7 @@ def _in_float32(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor,
 def _check_complete(report: dict[str, Any], source: str, new: Sequence[str] = ()) -> None:
     # transformers fills absent weights with random numbers; such a model would train, but badly
     names = {key if isinstance(key, str) else key[0] for key in (*report["missing_keys"], *report["mismatched_keys"])}
-    absent = sorted(name for name in names if name.split(".")[0] not in new)
+    absent = sorted(name for name in names if not any(name.startswith(f"{part}.") for part in new))
     if absent:
         raise ConfigError(
             f"model {source!r}: {len(absent)} weights are absent or of another shape than config.json says, "
