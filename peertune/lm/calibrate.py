@@ -32,11 +32,12 @@ def flop_counter() -> FlopCounterMode:
 
 
 def costs_of(lm: LanguageModel, adapter: str) -> Costs:
-    """The costs of `lm` with that adapter; measured at the first call, for all adapters with the same settings."""
-    settings = lm.settings(adapter)
-    if settings not in lm.costs:
-        lm.costs[settings] = calibrate(lm, adapter)
-    return lm.costs[settings]
+    """The costs of `lm` with that adapter; measured once for all adapters with the same settings and extras."""
+    settings, extras = lm.settings(adapter), lm.extras(adapter)
+    key = (settings, extras) if extras else settings
+    if key not in lm.costs:
+        lm.costs[key] = calibrate(lm, adapter)
+    return lm.costs[key]
 
 
 def calibrate(lm: LanguageModel, adapter: str) -> Costs:
@@ -45,8 +46,9 @@ def calibrate(lm: LanguageModel, adapter: str) -> Costs:
     Not to be called inside a block of `lm.using`.
     """
     trained = list(lm.trainable(adapter).values())
+    frozen = sum(part.nbytes for part in lm.frozen(adapter).values())
     with lm.using(adapter, train=True) as model, seeded(0, lm.device):
-        base = lm.parameters * model.get_input_embeddings().weight.element_size()
+        base = lm.parameters * model.get_input_embeddings().weight.element_size() + frozen
         return measure(model, trained, base, lambda rows, width: completion_losses(model, _batch(lm, rows, width)))
 
 

@@ -50,6 +50,16 @@ def freeze(model: Any, key: str, tensors: Mapping[str, Tensor]) -> None:
             layer.frozen[key] = down, up
 
 
+def extras_of(model: Any, key: str) -> tuple[tuple[int, int], ...]:
+    """Ranks of the core and of the frozen part of each layer, 0 where there is none; empty if no layer has any."""
+    layers = _layers(model, key).values()
+    ranks = tuple(
+        (layer.r[key] if key in layer.lora_R else 0, len(layer.frozen[key][0]) if key in layer.frozen else 0)
+        for layer in layers
+    )
+    return ranks if any(map(any, ranks)) else ()
+
+
 def has_core(model: Any, key: str) -> bool:
     return any(key in layer.lora_R for layer in _layers(model, key).values())
 

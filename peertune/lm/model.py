@@ -30,7 +30,7 @@ class LanguageModel:
     The base is fp32 on a CPU and bf16 on a GPU and is never trained; adapters are always fp32.
     `labels`: the names of the classes that it chooses from; empty if it writes text. The head of a classifier belongs
     to each adapter. `parameters` counts the base. `max_length` is the context in tokens. `costs`: what is known of
-    them, by adapter's settings.
+    them, by adapter's settings, and its extras if it has any.
     """
 
     def __init__(self, source: str, base: Any, tokenizer: Any, labels: Sequence[str] = ()) -> None:
