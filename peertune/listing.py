@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from peertune.config.reader import RECIPES
-from peertune.config.schema import AnswersTask, CodeletsTask, HumanEvalTask, MBPPTask, RecordsTask
+from peertune.config.schema import AnswersTask, CodeletsTask, HumanEvalTask, IntentTask, MBPPTask, RecordsTask
 from peertune.errors import ConfigError
 from peertune.ledger import Ledger, total_bytes
+from peertune.lm.source import MINILM
 from peertune.matchmakers import MATCHMAKERS
 from peertune.methods import METHODS
 from peertune.runs import LEDGER
 
-TASKS = (CodeletsTask, HumanEvalTask, MBPPTask, RecordsTask, AnswersTask)
+TASKS = (CodeletsTask, HumanEvalTask, MBPPTask, RecordsTask, AnswersTask, IntentTask)
 
 Entries = list[tuple[str, str]]
 
@@ -28,7 +29,8 @@ def listing(runs: Path) -> dict[str, Entries]:
             (f"bundled/{path.name}", "ships with peertune")
             for path in sorted((RECIPES.parent / "models").iterdir())
             if path.is_dir()
-        ],
+        ]
+        + [(MINILM, "an encoder, comes with the extra `minilm`")],
         f"runs in {runs}": list(_runs(runs)),
     }
 

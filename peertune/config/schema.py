@@ -89,9 +89,9 @@ class AnswersTask(Typed):
 
 
 class IntentTask(Typed):
-    """Messages and their intents, as in BANKING77, dealt to the agents: files with `text` and `category`, of which
-    `test_path` has the test. `output`: models (encoders, too) choose a class, or write its name. Sizes are messages in
-    all; null is all that there are, of `train` all that is left.
+    """Messages and their intents, as in BANKING77, dealt to the agents. Files have `text` and `category`; `test_path`
+    has the test. `output`: models (encoders, too) choose a class, or write its name. Sizes are messages in all; null
+    is all that there are, of `train` all that is left.
     """
 
     type: Literal["intent"] = "intent"

@@ -20,8 +20,8 @@ class Intent(Task):
 
     `path` and `test_path`: files of `FILES`, folders or hub ids with the fields `text` and `category`, or `prompt` and
     `completion`. `sizes`: messages of each split; None = all that there are, for `train` all that is left. All but the
-    test are drawn from `path` by `seed`; so are the splits before `train` whatever its size. A message that stands
-    there twice, white space aside, counts once: the first; those of `test_path` are left out of `path`.
+    test are drawn from `path` by `seed`, `train` last, so that the others do not depend on its size. A message that
+    stands there twice, white space aside, counts once: the first; those of `test_path` are left out of `path`.
     `as_text`: models write the name after a prompt that asks for it; else they choose it as a class.
     Raises `ConfigError`: a row without message or label, too few messages or labels, a test label that nobody learns.
     """
