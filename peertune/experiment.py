@@ -145,7 +145,7 @@ class Experiment:
         if last and self._arm != START and self.config.evaluation.final:
             self._evaluate(fed, "samples", self.config.evaluation.final)
         agents = self._checkpoint(fed)
-        digest = self._blobs.put(save_safetensors({name: np.asarray(array) for name, array in state.items()}))
+        digest = self._blobs.put(save_safetensors({name: np.array(array, order="C") for name, array in state.items()}))
         clock = {"clock": fed.clock.state} if fed.clock.state else {}
         self._append("checkpoint", "checkpoint", {"agents": agents, "method": digest, **clock})
         if last:
