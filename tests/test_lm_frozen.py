@@ -8,12 +8,14 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load, save
+from test_flops import counted
 from test_lm_train import rows
 from tiny import make_tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from peertune.errors import PayloadError
+from peertune.lm.calibrate import costs_of
 from peertune.lm.frozen import as_lora, cores, letter, overlay, ranks_of
 from peertune.lm.lora import AdaptedLinear
 from peertune.lm.model import LanguageModel
@@ -316,3 +318,19 @@ def test_adamw_begins_anew_on_what_was_put_there(folders: dict[str, Path]) -> No
     trainer.step([(rows(lm), 1.0)], seed=3)
     updates = torch.cat([(lm.adapter_state("a")[name] - tensor).flatten().abs() for name, tensor in put.items()])
     assert updates.median().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_their_costs_are_measured_with_them(folders: dict[str, Path]) -> None:
+    """And do not depend on what the adapter was when its costs were first asked for."""
+    lm, plain = model(folders["llama"]), model(folders["llama"], core=False, frozen=False)
+    with_more, without = costs_of(lm, "a"), costs_of(plain, "a")
+    trainer = Trainer(lm, "a", SLOW)
+    lm.take_passes("a")
+    found = counted(lambda: trainer.step([(rows(lm), 1.0)], seed=0))
+    (ran,) = lm.take_passes("a")
+    assert with_more.flops(ran) == found > without.flops(ran)
+    added = sum(part.nbytes for part in lm.frozen("a").values())
+    assert with_more.base == without.base + added and with_more.adapter > without.adapter
+    lm.freeze("a", {})
+    lm.set_core("a", False)
+    assert costs_of(lm, "a") == without
