@@ -12,9 +12,10 @@ blocks between. A step on a batch of N tokens, of which M predict one that carri
 
 and with the plain shape, the head and the labels at the server, N hidden states and labels up, N gradients down. V1:
 the server has an adapter for each client, all take their steps side by side, and these adapters are averaged after each
-round. V2: it has one, which clients train one after the other, in an order drawn for each round. The coordinator
-averages what the clients have (FedIT). Where clients are cut in different places, a block is the mean of what every
-client was trained with: its own, or the server's. What AdamW knows stays with whoever trains, round after round.
+round. V2: it has one, which takes each step for one client after the other, in an order drawn for each round. The
+coordinator averages what the clients have (FedIT). Where clients are cut in different places, a block is the mean of
+what every client was trained with: its own, or the server's. What AdamW knows stays with whoever trains, round after
+round.
 
 Bytes of a step, with B(n) = `codecs.bytes_of(codec, n, width)`, b rows and R = N or M as above, framing aside:
 U-shape up B(N) + B(R) + 4 b (+ 4 M if R = M), down the same two; 2 round trips. Plain up B(N) + 4 (b + 2 M), down
@@ -102,8 +103,9 @@ class Split(Method):
         for agent in fed.agents:
             agent.split_join(self._plan([agent.name]))
             agent.split_take(Weights(self._held(state, agent.name), 0))
-        for turn in self._turns(fed.agents, t):
-            for _ in range(self._steps):
+        turns = self._turns(fed.agents, t)
+        for _ in range(self._steps):
+            for turn in turns:
                 self._step(fed, turn)
         answers = fed.gather({agent.name: agent.split_leave() for agent in fed.agents})
         parts = {name: (self._held(state, name), answer) for name, answer in answers.items()}
@@ -137,7 +139,7 @@ class Split(Method):
         return of_client(part(state, "adapter"), self.first(name), self.last, self.plain)
 
     def _turns(self, agents: Sequence[AgentHandle], t: int) -> list[list[AgentHandle]]:
-        """Who take their steps side by side; V2: one after the other, in round `t` always in the same order."""
+        """Who take a step side by side; V2: one after the other, in round `t` always in the same order."""
         if self.variant == "v1":
             return [list(agents)]
         return [[agents[place]] for place in np.random.default_rng([self.run.seed, t]).permutation(len(agents))]
