@@ -31,6 +31,7 @@ from peertune.methods import Budget, FedAvg, Run
 from peertune.methods.base import State
 from peertune.methods.shared import UNSURE, SharedAdapter
 from peertune.payloads import Texts, Weights
+from peertune.report import result_tables, write_report
 
 FAMILIES = ("llama", "gpt2")  # nn.Linear, and Conv1D, which has its weight transposed
 RULES = sorted(AGGREGATORS)
@@ -559,6 +560,17 @@ def test_the_errors_of_all_rounds_are_in_the_ledger(finished: Ledger) -> None:
         assert [each["rule"] for each in events] == ["start", rule, rule]
         for each in events[1:]:
             assert each["agents"] == ["a0", "a1"] and (each["error"] < 1e-6) == (rule in (*EXACT, "fedsa"))
+
+
+def test_the_report_shows_them(finished: Ledger) -> None:
+    (table,) = [table for table in result_tables(finished) if table.title == "Aggregation"]
+    errors = [f"{event.body['error']:.2g}" for event in finished.events("aggregation")]
+    assert [row[-1] for row in table.rows] == errors and len(errors) == 3 * len(RULES)
+    assert table.rows[1][:4] == [RULES[0], "1", RULES[0], "2"]
+    (traffic,) = [table for table in result_tables(finished) if table.title == "Traffic"]
+    counted = sum(int(row[-1].replace(",", "")) for row in traffic.rows if row[1] == "all")
+    assert counted == sum(event.body["bytes"] for event in finished.events("transfer"))
+    assert "Aggregation" in write_report(finished.path.parent).read_text(encoding="utf-8")
 
 
 def test_arms_begin_where_the_warm_start_ended(finished: Ledger) -> None:

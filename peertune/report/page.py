@@ -28,6 +28,7 @@ from peertune.report.results import metrics_table, results_table
 from peertune.report.style import CSS
 from peertune.report.tables import (
     agents_table,
+    aggregation_table,
     cost_table,
     failures_table,
     pairs_table,
@@ -72,7 +73,7 @@ def _write(folder: Path, drawn: Sequence[Drawn], page: str) -> None:
 
 
 def _page(ledger: Ledger, folder: Path, drawn: Sequence[Drawn]) -> str:
-    time = rounds_table(ledger)
+    time, aggregation = rounds_table(ledger), aggregation_table(ledger)
     sections = [
         section("What was run", definitions(_what_was_run(ledger)), grid(agents_table(ledger))),
         section("Results", *_results(ledger)),
@@ -81,7 +82,7 @@ def _page(ledger: Ledger, folder: Path, drawn: Sequence[Drawn]) -> str:
         section("Rewards predicted and realised", gallery(drawn, "rewards") or _NO_EXCHANGES),
         section("Bytes", gallery(drawn, "traffic"), grid(traffic_table(ledger)), grid(cost_table(ledger))),
         section("Failures", *_failures(ledger)),
-        *([section(time.title, grid(time, titled=False))] if time.rows else []),
+        *(section(table.title, grid(table, titled=False)) for table in (aggregation, time) if table.rows),
         section("What the coordinator received", paragraph(_seen(ledger)), grid(received_table(ledger), titled=False)),
         section("How to reproduce", *_reproduce(ledger, folder)),
     ]
