@@ -115,6 +115,24 @@ def doctor() -> None:
 
 
 @app.command()
+def plan(
+    file: Source,
+    bandwidth: Annotated[float, typer.Option(min=0.001, help="Of each agent's link, in Mbit/s.")] = 100.0,
+    rtt: Annotated[float, typer.Option(min=0, help="Of a round trip, in ms.")] = 50.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, with each link's bytes.")] = False,
+    set: Set = [],  # noqa: B006
+) -> None:
+    """Price a configuration before it is run: bytes, round trips, FLOPs, memory, and who will see what.
+
+    Its arms, and every other method that fits it. Data is read, and of the models only config.json and the tokenizer:
+    nothing is trained.
+    """
+    from peertune.cost import command
+
+    command.plan(file, set, (1e6 * bandwidth, rtt / 1000), as_json)
+
+
+@app.command()
 def run(
     file: Source,
     name: Annotated[

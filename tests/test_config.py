@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from peertune.config import Config, combinations, read_config, resolve_recipe
-from peertune.config.combinations import EXCHANGES
 from peertune.config.explain import _models_in
 from peertune.config.reader import RECIPES
 from peertune.config.schema import VERSION

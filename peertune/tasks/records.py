@@ -131,7 +131,9 @@ def _csv(file: Path) -> Iterator[Located]:
                 )
             yield f"{file}:{reader.line_num}", row
     except csv.Error as error:
-        raise ConfigError(f"{file}:{reader.reader.line_num}: expected CSV, found none that can be read ({error}).") from None
+        raise ConfigError(
+            f"{file}:{reader.reader.line_num}: expected CSV, found none that can be read ({error})."
+        ) from None
 
 
 def _parquet(file: Path) -> Iterator[Located]:
