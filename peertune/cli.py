@@ -12,7 +12,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from peertune import measuring
 from peertune.errors import ConfigError, PeertuneError
+from peertune.options import Name, Runs, Set, Source
 
 app = typer.Typer(
     name="peertune",
@@ -21,14 +23,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Source = Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled recipe (`peertune ls`).")]
-Name = Annotated[str, typer.Argument(help="The name of a run (`peertune ls`).")]
-Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.", envvar="PEERTUNE_RUNS")]
-Set = Annotated[
-    list[str],
-    typer.Option("--set", metavar="A.B=C", help="Replace one value of the configuration; repeatable."),
-]
+for command in (measuring.plan, measuring.compare, measuring.study):
+    app.command()(command)
 
 
 def main() -> None:
@@ -115,24 +111,6 @@ def doctor() -> None:
 
 
 @app.command()
-def plan(
-    file: Source,
-    bandwidth: Annotated[float, typer.Option(min=0.001, help="Of each agent's link, in Mbit/s.")] = 100.0,
-    rtt: Annotated[float, typer.Option(min=0, help="Of a round trip, in ms.")] = 50.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, with each link's bytes.")] = False,
-    set: Set = [],  # noqa: B006
-) -> None:
-    """Price a configuration before it is run: bytes, round trips, FLOPs, memory, and who will see what.
-
-    Its arms, and every other method that fits it. Data is read, and of the models only config.json and the tokenizer:
-    nothing is trained.
-    """
-    from peertune.cost import command
-
-    command.plan(file, set, (1e6 * bandwidth, rtt / 1000), as_json)
-
-
-@app.command()
 def run(
     file: Source,
     name: Annotated[
@@ -214,70 +192,6 @@ def export(
     from peertune.export import export_adapter  # after the cheap checks: this imports torch
 
     typer.echo(export_adapter(folder, agent, to, arm))
-
-
-@app.command()
-def study(  # noqa: PLR0913  each is an option of the command
-    name: Annotated[str, typer.Argument(help="Which study: matchmaking or knexa.")],
-    files: Annotated[
-        list[str] | None,
-        typer.Argument(help="knexa: configurations, each a YAML file or a recipe; those of the study by default."),
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A small form: seconds, or (knexa) ten minutes.")] = False,
-    to: Annotated[Path | None, typer.Option(help="The folder to write; study-NAME here by default.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="knexa: seeds of each configuration.")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="knexa: runs at once; one a core by default.")] = None,
-    minutes: Annotated[
-        float | None, typer.Option(min=0, help="knexa: stop then, after the running rounds; call again to go on.")
-    ] = None,
-    set: Set = [],  # noqa: B006
-) -> None:
-    """Measure a claim: summary.json, table.md and pictures.
-
-    `matchmaking`: pairing policies on synthetic federations, without models. `knexa`: real federations over seeds, in
-    processes of one thread; stopped or killed, the same command goes on.
-    """
-    if name not in ("matchmaking", "knexa"):
-        raise ConfigError(f"there is no study {name!r}; expected matchmaking or knexa")
-    folder = to or Path(f"study-{name}-quick" if quick and name == "knexa" else f"study-{name}")
-
-    from peertune.studies import command
-
-    if name == "knexa":
-        raise typer.Exit(command.knexa(folder, quick, files or [], set, (seeds, jobs, minutes)))
-    if files or set or seeds or jobs or minutes is not None:
-        raise ConfigError("the study matchmaking takes --quick and --to, and no configuration")
-    command.matchmaking(folder, quick)
-
-
-@app.command()
-def compare(  # noqa: PLR0913  each is an option of the command
-    file: Source,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 5,
-    arms: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Only these beside the file's method; all arms by default.")
-    ] = None,
-    to: Annotated[Path | None, typer.Option(help="The folder to write; compare-FILE here by default.")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once; one a core by default.")] = None,
-    minutes: Annotated[
-        float | None, typer.Option(min=0, help="Stop then, after the running rounds; call again to go on.")
-    ] = None,
-    set: Set = [],  # noqa: B006
-) -> None:
-    """Run all arms of a configuration over seeds: what each reaches, and what it costs.
-
-    If the file has no baselines, `local`, `centralised` and every other method that fits it are run beside its own.
-    Written are summary.json, table.md, learning curves by round, bytes and FLOPs, and Pareto fronts. Stopped or killed,
-    the same command goes on.
-    """
-    from peertune.config import resolve_recipe
-    from peertune.studies import command
-    from peertune.studies.compare.plan import Plan
-    from peertune.studies.federations import Limits
-
-    folder = to or Path(f"compare-{resolve_recipe(file).stem}")
-    plan = Plan(file, seeds, tuple(set), None if arms is None else tuple(arms.split(",")))
-    raise typer.Exit(command.compare(folder, plan, Limits(jobs, minutes)))
 
 
 @contextmanager

@@ -9,7 +9,22 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "peertune"
 HEAVY = ("torch", "transformers", "peft", "accelerate", "tokenizers")
-TOP = ("agent", "arms", "assemble", "cli", "experiment", "export", "terminal", "runs", "machine", "doctor", "listing")
+TOP = (
+    *(
+        "agent",
+        "arms",
+        "assemble",
+        "cli",
+        "measuring",
+        "options",
+        "experiment",
+        "export",
+        "terminal",
+        "runs",
+        "machine",
+    ),
+    *("doctor", "listing"),
+)
 
 
 def modules() -> list[Path]:
