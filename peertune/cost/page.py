@@ -19,8 +19,8 @@ def title(plan: Plan, link: Link) -> str:
     """What the numbers are of."""
     agents, rounds = counted(len(plan.world.agents), "agent"), counted(plan.world.config.rounds, "round")
     return (
-        f"{agents}, {rounds}; transfer over {link[0] / 1e6:g} Mbit/s and {1000 * link[1]:g} ms an agent; "
-        "evaluations and checkpoints aside"
+        f"{agents}, {rounds}; up and down: an agent in a round; transfer: over {link[0] / 1e6:g} Mbit/s and "
+        f"{1000 * link[1]:g} ms; evaluations and checkpoints aside"
     )
 
 
@@ -28,16 +28,16 @@ def table(plan: Plan, link: Link) -> tuple[list[str], list[list[str]]]:
     """Columns and rows: an arm each (*: at most), and the warm start that all begin with."""
     share = len(plan.world.agents) * plan.world.config.rounds
     moved: dict[str, Callable[[Row], str]] = {
-        "up, agent and round": lambda row: readable_bytes(row["up"] / share),
+        "up": lambda row: readable_bytes(row["up"] / share),
         "down": lambda row: readable_bytes(row["down"] / share),
-        "bytes in all": lambda row: readable_bytes(row["bytes"]),
+        "bytes": lambda row: readable_bytes(row["bytes"]),
         "round trips": lambda row: f"{row['trips']:,}",
         "transfer": lambda row: readable_seconds(row["seconds"]),
     }
     worked: dict[str, Callable[[Row], str]] = {
         "client FLOPs": lambda row: readable_flops(row["flops"]),
         "server FLOPs": lambda row: readable_flops(row["server_flops"] + row["coordinator_flops"]),
-        "client memory": lambda row: readable_bytes(row["memory"]) if row["memory"] else ABSENT,
+        "memory": lambda row: readable_bytes(row["memory"]) if row["memory"] else ABSENT,
     }
     rows = [
         [f"{arm} *" if each.bound else arm, *(cell(priced(each, link)) for cell in (moved | worked).values())]

@@ -62,14 +62,16 @@ class Choice:
 
 
 def admitted(config: Config) -> Choice:
-    """Every other method with its defaults, if it fits the configuration."""
+    """Every method that no arm has, with its defaults, if it fits the configuration."""
     added: dict[str, Any] = {}
     left_out: dict[str, str] = {}
+    arms, baselines = config.arms(), config.model_dump(mode="json")["baselines"]
+    known = {*arms, *(method.type for method in arms.values())}
     for name in dict.fromkeys([*BOUNDS, *METHODS]):
-        if name == config.method.type:
+        if name in known:
             continue
         try:
-            with_baselines(config, {name: {"type": name}})
+            with_baselines(config, {**baselines, name: {"type": name}})
         except ConfigError as error:
             left_out[name] = str(error).removeprefix(f"{name} ({name}) ").removeprefix(f"{name}: ")
         else:
