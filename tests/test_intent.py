@@ -216,7 +216,7 @@ def test_an_absent_minilm_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_banking
 @pytest.mark.slow
 def test_minilm_learns_banking77(minilm: tuple[str, str]) -> None:
-    """150 steps of 32, half an epoch: 87 % of 500 test messages; minutes of one thread."""
+    """150 steps of 32, half an epoch, a minute and a half of one thread; 84 % were right when this was written."""
     sizes: dict[str, int | None] = {"probe": 0, "transfer": 0, "validation": 500, "train": None, "test": 500}
     task = Intent(str(BANKING / "banking77_train.csv"), str(BANKING / "banking77_test.csv"), 0, sizes)
     lm = LanguageModel.load(MINILM, labels=task.labels)
@@ -227,4 +227,4 @@ def test_minilm_learns_banking77(minilm: tuple[str, str]) -> None:
         trainer.step([(batch, 1.0)], seed=step)
     test = task.examples("test")
     answers = generate(lm, "a", [each.prompt for each in test], Sampling(1))
-    assert np.mean(task.grade(test, answers)) > 0.8
+    assert np.mean(task.grade(test, answers)) > 0.75
