@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (measuring.plan, measuring.compare, measuring.study):
+for command in (measuring.plan, measuring.compare, measuring.study, measuring.audit):
     app.command()(command)
 
 

@@ -39,11 +39,9 @@ def export_adapter(folder: Path, agent: str, to: Path, arm: str | None = None) -
     """
     config = stored_config(folder)
     arm = arm or str(config.method.type)
-    digest = _digest(folder, config, agent, arm)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"{to} exists and is not an empty folder; name another one")
-    agent_config = config.agents[config.agent_names().index(agent)]
-    lm = _restored(config, agent_config, agent, _checkpoint(folder, agent, digest))
+    lm = model_of(folder, agent, arm)
     target = to.resolve()
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")  # an adapter appears whole or not at all
     try:
@@ -63,6 +61,16 @@ def export_adapter(folder: Path, agent: str, to: Path, arm: str | None = None) -
         f"OK: {agent} after {arm} is in {to}; loaded again, its logits agree within {difference:.0e} "
         f"and its {'answer' if lm.labels else 'greedy text'} is the same"
     )
+
+
+def model_of(folder: Path, agent: str, arm: str) -> LanguageModel:
+    """An agent's model, with its adapter as it was after the last round of `arm`. Raises `ConfigError`: unknown names,
+    another model than it was; `StorageError`: a checkpoint that cannot be read.
+    """
+    config = stored_config(folder)
+    digest = _digest(folder, config, agent, arm)
+    agent_config = config.agents[config.agent_names().index(agent)]
+    return _restored(config, agent_config, agent, _checkpoint(folder, agent, digest))
 
 
 @contextmanager

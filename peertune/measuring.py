@@ -1,4 +1,4 @@
-"""The commands that price and measure: `plan`, `compare`, `study`. Heavy imports happen inside them."""
+"""The commands that price and measure: `plan`, `compare`, `study`, `audit`. Heavy imports happen inside them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from peertune.errors import ConfigError
-from peertune.options import Set, Source
+from peertune.options import Runs, Set, Source
 
 
 def plan(
@@ -86,3 +86,35 @@ def compare(  # noqa: PLR0913  each is an option of the command
     folder = to or Path(f"compare-{resolve_recipe(file).stem}")
     plan = Plan(file, seeds, tuple(set), None if arms is None else tuple(arms.split(",")))
     raise typer.Exit(command.compare(folder, plan, Limits(jobs, minutes)))
+
+
+def audit(
+    source: Annotated[str, typer.Argument(help="A run, or a YAML file or recipe: its first model, before training.")],
+    agent: Annotated[str | None, typer.Option(help="A run: whose model; the first agent's by default.")] = None,
+    arm: Annotated[str | None, typer.Option(help="A run: after which arm; the run's method by default.")] = None,
+    to: Annotated[Path | None, typer.Option(help="The JSON file to write; audit.json of the run by default.")] = None,
+    set: Set = [],  # noqa: B006
+    runs: Runs = Path("runs"),
+) -> None:
+    """Measure how much text the server of split learning could read off hidden states, by cut and codec.
+
+    Two attackers guess the tokens of the public test: by what each token becomes when it stands alone, and by a linear
+    map that is trained on the other public problems. They are weak: what they recover is the least to be expected.
+    """
+    from peertune.config import read_config, resolve_recipe
+    from peertune.runs import LEDGER
+
+    run = (runs / source / LEDGER).is_file()
+    if run and set:
+        raise ConfigError("a run has its configuration; --set is for files and recipes")
+    config = None if run else read_config(resolve_recipe(source), set)
+
+    from peertune.audit import COLUMNS, audit_config, audit_run  # after the cheap checks: this imports torch
+    from peertune.terminal import counting, print_rows
+
+    with counting("audit") as watch:
+        found = audit_config(config, watch) if config else audit_run(runs / source, agent, arm, watch)
+    print_rows(found.title, COLUMNS, found.rows())
+    target = to or (runs / source / "audit.json" if run else Path(f"audit-{Path(source).stem}.json"))
+    found.write(target)
+    typer.echo(f"{target} written; at a server that also has the head, labels are visible besides")

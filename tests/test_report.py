@@ -331,7 +331,7 @@ def test_page_says_what_was_run_and_what_it_does_not_show(run: Path) -> None:
         in text
     )
     assert "supports no claim" in text
-    assert "Agents sent each other: texts. Of these kinds the coordinator received from agents: none." in text
+    assert "Agents sent each other: texts. Of these kinds the coordinator received: none." in text
     assert "Not finished" not in text and "Unsafe sandbox" not in text
     for title in ("Results", "Learning curves", "Who taught whom", "Bytes", "Failures", "How to reproduce"):
         assert title in text

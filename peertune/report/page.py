@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from peertune.errors import ConfigError, StorageError
-from peertune.ledger import COORDINATOR, Ledger
+from peertune.ledger import Ledger
 from peertune.partition import skew
 from peertune.report.asynchrony import refused_table, rounds_table
 from peertune.report.markup import Drawn, definitions, escaped, gallery, grid, paragraph, section
 from peertune.report.pictures import draw_pictures
 from peertune.report.reading import (
+    TO_COORDINATOR,
     arms,
     evaluations,
     local_arm,
@@ -217,15 +218,17 @@ def _failures(ledger: Ledger) -> list[str]:
 
 
 def _seen(ledger: Ledger) -> str:
-    """What the ledger proves: which kinds agents sent each other, and which of these reached the coordinator."""
+    """What the ledger proves: which kinds agents sent each other and a server, and which reached the coordinator."""
     flows = traffic(ledger)
-    received = {flow.payload for flow in flows if flow.link == f"agent → {COORDINATOR}"}
+    received = {flow.payload for flow in flows if flow.link in TO_COORDINATOR}
     exchanged = {flow.payload for flow in flows if flow.link == "agent → agent"}
-    listed = "The table lists every payload that agents sent to it."
+    served = {flow.payload for flow in flows if flow.link == "agent → server"}
+    listed = "The table lists every payload that was sent to it."
+    told = f"Agents sent the server: {', '.join(sorted(served))}. " if served else ""
     if not exchanged:
-        return f"Agents sent each other nothing. {listed}"
+        return f"Agents sent each other nothing. {told}{listed}"
     kinds, both = ", ".join(sorted(exchanged)), ", ".join(sorted(exchanged & received)) or "none"
-    return f"Agents sent each other: {kinds}. Of these kinds the coordinator received from agents: {both}. {listed}"
+    return f"Agents sent each other: {kinds}. {told}Of these kinds the coordinator received: {both}. {listed}"
 
 
 def _reproduce(ledger: Ledger, folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter
 
 from peertune.ledger import Event
 from peertune.report.canvas import GREY, INK, MARKERS, PALETTE, dress, figure, label, round_axis
-from peertune.report.reading import LINKS, START, Flow, Link, Volume, readable_bytes
+from peertune.report.reading import LINKS, START, Flow, Volume, readable_bytes
 
 Curves = Mapping[str, Mapping[str, Mapping[int, float]]]  # arm -> agent -> round -> value
 
@@ -99,7 +99,7 @@ def places(pairs: Sequence[Event]) -> list[float]:
 
 def traffic_bars(volumes: Mapping[Flow, Volume], arms: Sequence[str]) -> Figure:
     """Bytes of the rounds by arm and link, stacked by payload."""
-    totals: dict[tuple[str, Link], dict[str, int]] = {
+    totals: dict[tuple[str, str], dict[str, int]] = {
         (arm, link): {flow.payload: volume.bytes for flow, volume in volumes.items() if _is(flow, arm, link)}
         for arm in arms
         for link in LINKS
@@ -130,7 +130,7 @@ def traffic_bars(volumes: Mapping[Flow, Volume], arms: Sequence[str]) -> Figure:
     return picture
 
 
-def _is(flow: Flow, arm: str, link: Link) -> bool:
+def _is(flow: Flow, arm: str, link: str) -> bool:
     return (flow.arm, flow.phase, flow.link) == (arm, "round", link)
 
 

@@ -4,19 +4,22 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from peertune.errors import ConfigError
 from peertune.evaluate import pass_at_k
-from peertune.ledger import COORDINATOR, Event, Ledger
+from peertune.ledger import COORDINATOR, SERVER, Event, Ledger
 from peertune.tasks.base import CODE_TASKS
 
 START = "start"  # the arm of the warm start: the state that all other arms begin from
 
-Link = Literal["coordinator → agent", "agent → coordinator", "agent → agent"]
-LINKS: tuple[Link, ...] = ("coordinator → agent", "agent → coordinator", "agent → agent")
+LINKS = (
+    *("coordinator → agent", "agent → coordinator", "agent → agent"),
+    *("agent → server", "server → agent", "coordinator → server", "server → coordinator"),
+)
+TO_COORDINATOR = tuple(link for link in LINKS if link.endswith(COORDINATOR))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +39,11 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A class of transfers: which arm, in which phase, over which kind of link, which kind of payload."""
+    """A class of transfers: which arm, in which phase, over which kind of link of `LINKS`, which kind of payload."""
 
     arm: str
     phase: str
-    link: Link
+    link: str
     payload: str
 
 
@@ -88,10 +91,9 @@ def traffic(ledger: Ledger) -> dict[Flow, Volume]:
     return dict(volumes)
 
 
-def _link(event: Event) -> Link:
-    if event.body["source"] == COORDINATOR:
-        return "coordinator → agent"
-    return "agent → coordinator" if event.body["destination"] == COORDINATOR else "agent → agent"
+def _link(event: Event) -> str:
+    ends = (event.body["source"], event.body["destination"])
+    return " → ".join(end if end in (COORDINATOR, SERVER) else "agent" for end in ends)
 
 
 def local_arm(config: dict[str, Any], names: Iterable[str]) -> str | None:

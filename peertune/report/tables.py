@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from peertune.ledger import COORDINATOR, Ledger
+from peertune.ledger import Ledger
 from peertune.payloads import PAYLOADS
 from peertune.report.asynchrony import refused_table, rounds_table
-from peertune.report.reading import LINKS, START, Flow, Volume, arms, run_body, score_ks, traffic
+from peertune.report.reading import LINKS, START, TO_COORDINATOR, Flow, Volume, arms, run_body, score_ks, traffic
 from peertune.report.results import metrics_table, results_table
 from peertune.report.table import ABSENT, Table
 
@@ -148,7 +148,7 @@ def traffic_table(ledger: Ledger) -> Table:
 
 def received_table(ledger: Ledger) -> Table:
     """What the coordinator received, by kind of payload: during rounds, and for evaluation and checkpoints."""
-    volumes = {flow: volume for flow, volume in traffic(ledger).items() if flow.link == f"agent → {COORDINATOR}"}
+    volumes = {flow: volume for flow, volume in traffic(ledger).items() if flow.link in TO_COORDINATOR}
     rows = []
     for payload in sorted({flow.payload for flow in volumes}):
         flows = [flow for flow in volumes if flow.payload == payload]
