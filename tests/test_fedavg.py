@@ -204,6 +204,8 @@ def test_what_is_deployed_is_the_sum_of_what_agents_did(make: Make, family: str,
             assert distance(found[0], found[1]) > 1e-3  # each has a B of its own
             continue
         assert distance(found[1], found[0]) < 1e-6 and distance(found[2], found[0]) < 1e-6
+        kept = group.shared
+        assert distance(found[0], dense({**kept.factors, **kept.frozen}, kept.scale)) < 1e-6
         if rule in EXACT:
             assert distance(found[0], wanted) < 1e-6 and event["error"] < 1e-6
         else:
@@ -326,9 +328,10 @@ def test_what_goes_down_and_up_and_how_many_bytes(make: Make, rule: str) -> None
                 assert 0 < framing < 150 * matrices * 4 + 50
 
 
-def test_half_of_the_agents_take_part(make: Make) -> None:
+@pytest.mark.parametrize("rule", ["fedex", "rolora", "ffa"])
+def test_half_of_the_agents_take_part(make: Make, rule: str) -> None:
     """Another half in another round, the same one with the same seed; whoever comes back is sent what it missed."""
-    method = fedavg("fedex", fraction=0.5)
+    method = fedavg(rule, fraction=0.5)
     group, chosen = make(ranks=(4,) * 4, method=method), []
     for t in range(1, 5):
         rows = group.round(t)
@@ -340,6 +343,7 @@ def test_half_of_the_agents_take_part(make: Make) -> None:
     assert not of_kind(group.deploy(), "failure")
     found = [group.delta(name) for name in group.facts]
     assert max(distance(each, found[0]) for each in found) < 1e-6
+    assert group.method._chosen([], 1) == []
     again = make(ranks=(4,) * 4, method=method)
     assert [of_kind(again.round(t), "aggregation")[0]["agents"] for t in range(1, 5)] == chosen
 
