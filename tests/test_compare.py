@@ -19,6 +19,7 @@ from peertune.config.reader import read_config
 from peertune.errors import ConfigError
 from peertune.ledger import COORDINATOR, Ledger
 from peertune.report.canvas import png
+from peertune.report.reading import readable_bytes
 from peertune.studies.compare.page import markdown, short
 from peertune.studies.compare.pictures import fronts, learning
 from peertune.studies.compare.plan import Plan, admitted
@@ -320,6 +321,15 @@ def test_a_comparison_is_what_its_ledgers_say(
     rows = {row["arm"]: row for row in summary["arms"]}
     assert rows["local"]["up"] == 0 < rows["knexa"]["up"] and rows["knexa"]["updates"] == 2 * 2
     assert rows["local"]["flops"] > 0 and summary["missing"] == {}
+    local, routed = (summary["planned"][arm] for arm in ("local", "knexa"))
+    assert local == {"bytes": rows["local"]["bytes"], "flops": rows["local"]["flops"], "exact": True}
+    assert routed["bytes"] > rows["knexa"]["bytes"] and not routed["exact"]
+    page = markdown(summary)
+    assert (
+        "| all, planned |" in page
+        and "| client FLOPs, planned |" in page
+        and f"<= {readable_bytes(routed['bytes'])}" in page
+    )
     assert all(len(summary["curves"][arm]) == 1 + 1 for arm in rows)
 
 

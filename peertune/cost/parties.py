@@ -18,6 +18,7 @@ from peertune.lm.settings import AdapterSettings, TrainingSettings
 from peertune.lm.train import micro_batch
 from peertune.tasks.base import Example
 
+Models = dict[tuple[str, AdapterSettings, str, tuple[str, ...]], Blueprint]  # by source, device and labels, too
 BATCH = 64  # rows of a batch without gradients, as in `lm.score` and `lm.generate`
 
 
@@ -177,19 +178,18 @@ class World:
         return t == self.config.rounds or t % self.config.evaluation.every == 0
 
 
-def world_of(config: Config) -> World:
-    """Read the data and the models' shapes. Nothing is trained, no weights are read.
+def world_of(config: Config, models: Models | None = None) -> World:
+    """Read the data and the models' shapes. Nothing is trained, no weights are read. `models`: known from others.
 
     Raises `ConfigError`: a model or data set that is not there or cannot be read.
     """
     task = assemble.make_task(config.task, config.seed, None)
     dealt, (transfer, probe) = assemble.dealt_examples(config, task), assemble.public_examples(config)
     device = assemble.device_of(config)
-    models: dict[tuple[str, AdapterSettings], Blueprint] = {}
-    parties = []
+    models, parties = {} if models is None else models, []
     for name, party in config.parties().items():
         settings = assemble.adapter_settings(party.adapter or config.adapter)
-        key = party.model, settings
+        key = party.model, settings, device, task.labels
         model = models[key] = models.get(key) or Blueprint.of(party.model, settings, device, task.labels)
         own = dealt.get(name) or assemble.own_examples(party, config.seed, model.lm.tokenizer)
         training = assemble.training_settings(config.training, model.lm.max_length)

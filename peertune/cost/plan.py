@@ -14,7 +14,7 @@ from peertune.cost.baselines import centralised, local, warm_start
 from peertune.cost.estimate import Estimate
 from peertune.cost.fedavg import fedavg
 from peertune.cost.kd import kd
-from peertune.cost.parties import Party, World, world_of
+from peertune.cost.parties import Models, Party, World, world_of
 from peertune.cost.split import split
 from peertune.cost.texts import central_text, knexa
 from peertune.errors import ConfigError
@@ -44,12 +44,13 @@ class Plan:
     start: Estimate
 
 
-def plan_of(config: Config, left_out: Mapping[str, str] | None = None) -> Plan:
-    """What all arms of the configuration will cost. Nothing is trained, and no weights are read.
+def plan_of(config: Config, left_out: Mapping[str, str] | None = None, models: Models | None = None) -> Plan:
+    """What all arms of the configuration will cost. Nothing is trained, and no weights are read. `models`: known from
+    other configurations.
 
     Raises `ConfigError`: a model or data set that is not there, no arm that its agents admit.
     """
-    world, reasons = world_of(config), dict(left_out or {})
+    world, reasons = world_of(config, models), dict(left_out or {})
     agents = [_facts(agent) for agent in world.agents]
     run = make_run(config, (world.transfer, world.probe), agents, _facts(world.server) if world.server else None)
     methods, estimates = {}, {}
@@ -66,9 +67,9 @@ def plan_of(config: Config, left_out: Mapping[str, str] | None = None) -> Plan:
     return Plan(world, methods, estimates, reasons, warm_start(world))
 
 
-def planned(config: Config) -> dict[str, dict[str, Any]]:
+def planned(config: Config, models: Models | None = None) -> dict[str, dict[str, Any]]:
     """arm -> `Estimate.totals`, and `exact`: is it what the run will cost, or the most?"""
-    plan = plan_of(config)
+    plan = plan_of(config, models=models)
     return {arm: each.totals() | {"exact": not each.bound} for arm, each in plan.estimates.items()}
 
 

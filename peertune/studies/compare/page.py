@@ -98,7 +98,7 @@ def _byte_columns(summary: Row) -> list[Column]:
     heads = {"up": "up", "down": "down", "bytes": "all", "server_bytes": "server"}
     heads |= {"deploy_bytes": "to deploy", "evaluate_bytes": "to evaluate"}
     columns += [(head, _cell(key, readable_bytes)) for key, head in _used(summary, heads)]
-    return columns
+    return [*columns, *_planned(summary, "bytes", ("all, planned", readable_bytes))]
 
 
 def _work_columns(summary: Row) -> list[Column]:
@@ -108,7 +108,18 @@ def _work_columns(summary: Row) -> list[Column]:
     columns.append(("exchange updates", _cell("updates", lambda count: f"{count:,.0f}")))
     columns.append(("client seconds", _cell("seconds", lambda seconds: f"{seconds:,.1f}")))
     columns += [("peak memory", _cell("memory", readable_bytes)) for _ in _used(summary, {"memory": ""})]
-    return [("arm", _arm), *columns]
+    return [("arm", _arm), *columns, *_planned(summary, "flops", ("client FLOPs, planned", readable_flops))]
+
+
+def _planned(summary: Row, cost: str, column: tuple[str, Callable[[float], str]]) -> list[Column]:
+    """What the configuration said beforehand, or the most that it said, of the arms that have a price."""
+    plans, (head, show) = summary.get("planned", {}), column
+
+    def cell(row: Row) -> str:
+        plan = plans.get(row["arm"])
+        return ABSENT if plan is None else f"{'' if plan['exact'] else '<= '}{show(plan[cost])}"
+
+    return [(head, cell)] if plans else []
 
 
 def _used(summary: Row, heads: Mapping[str, str]) -> list[tuple[str, str]]:

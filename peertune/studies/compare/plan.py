@@ -11,6 +11,7 @@ from peertune.config.schema import Config
 from peertune.errors import ConfigError
 from peertune.methods import METHODS
 from peertune.studies.compare.page import markdown
+from peertune.studies.compare.prices import prices
 from peertune.studies.compare.summary import summarise
 from peertune.studies.federations import Missing, Study, jobs_of, rounded, summary_file, with_baselines
 from peertune.studies.records import Run
@@ -35,7 +36,7 @@ class Plan:
         base = read_config(path, self.overrides)
         choice = Choice() if base.baselines else admitted(base)
         jobs = jobs_of(folder, self.file, self.seeds, self.overrides, partial(choice.of, names=self.arms))
-        return Study(folder, jobs, partial(pages, path.stem, choice.left_out))
+        return Study(folder, jobs, partial(pages, path.stem, choice.left_out, [job.config for job in jobs]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +80,17 @@ def admitted(config: Config) -> Choice:
     return Choice(added, left_out)
 
 
-def pages(name: str, left_out: Mapping[str, str], runs: Sequence[Run], missing: Missing) -> dict[str, bytes]:
-    """summary.json, table.md and pictures of the federation `name`."""
+def pages(
+    name: str, left_out: Mapping[str, str], configs: Sequence[Config], runs: Sequence[Run], missing: Missing
+) -> dict[str, bytes]:
+    """summary.json, table.md and pictures of the federation `name`, whose runs are of these configurations."""
     from peertune.report.canvas import png
     from peertune.studies.compare.pictures import fronts, learning
 
     mine = [run for run in runs if run.federation == name]
     unfinished = {run: arms for run, arms in missing.items() if run.rpartition("-s")[0] == name}
-    summary = rounded({"name": name, "left_out": left_out, "missing": unfinished, **summarise(mine)})
+    found = {"left_out": left_out, "missing": unfinished, "planned": prices(configs, mine)}
+    summary = rounded({"name": name, **found, **summarise(mine)})
     files = {"summary.json": summary_file(summary), "table.md": markdown(summary).encode()}
     if summary["arms"]:
         files |= {"learning.png": png(learning(summary)), "pareto.png": png(fronts(summary))}
