@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from small import make_models, run, small_config
 from test_split_method import SPLIT, config_of
 from tiny import VOCABULARY, make_tiny_model
 
+from peertune import measuring
 from peertune.audit import COLUMNS, Audit, audit_config, audit_run
 from peertune.codecs import Codec
 from peertune.config.schema import Config
@@ -127,6 +129,22 @@ def test_a_run_is_audited_with_its_score_beside(tmp_path: Path, models: dict[str
         audit_run(folder, "zoe", None, NOBODY)
     with pytest.raises(ConfigError, match="has no arm 'kd'"):
         audit_run(folder, None, "kd", NOBODY)
+
+
+def test_the_command_prints_rates_and_writes_them(
+    tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(yaml.safe_dump(config(models).model_dump(mode="json")))
+    measuring.audit("mine.yaml", set=["task.test=8"])
+    printed = capsys.readouterr().out
+    assert "Trained" in printed and "a0 before training" in printed and "audit-mine.json written" in printed
+    assert "def " not in printed and "Return" not in printed
+    assert len(json.loads(Path("audit-mine.json").read_text())["leaks"]) == 3
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "ledger.sqlite").touch()
+    with pytest.raises(ConfigError, match="--set is for files and recipes"):
+        measuring.audit("mine", set=["seed=1"])
 
 
 def test_a_model_that_cannot_be_cut_has_nothing_to_show(models: dict[str, str], tmp_path: Path) -> None:

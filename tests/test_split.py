@@ -23,6 +23,7 @@ from peertune.lm.ragged import Sample, buckets, completion, flat_reads, pack, un
 from peertune.lm.settings import AdapterSettings, TrainingSettings
 from peertune.lm.split import ClientHalf, ServerHalf
 from peertune.lm.train import Trainer, TrainingDiverged
+from peertune.methods.parts import of_client
 
 LAYERS, WIDTH, VOCABULARY, CLASSES, PAD = 4, 16, 50, 5, 1
 COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": PAD}
@@ -244,6 +245,15 @@ def test_each_side_changes_its_own_parameters_only() -> None:
         assert changed == set(parts.owned(client=name == "client"))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_alone_tell_what_a_client_has(family: str) -> None:
+    """So the coordinator, which has no model, knows what to send to whom."""
+    lm = model(family, labels=family in ("bert", "gpt2"))
+    for cut in [*U_SHAPES, *PLAIN]:
+        owned = Parts(lm, "client", cut).owned(client=True)
+        assert set(of_client(lm.trainable("client"), cut.first, cut.last, cut.plain)) == set(owned)
+
+
 @pytest.mark.parametrize(
     ("family", "labels", "kind", "outliers"),
     [("gpt2", False, "int8", 2), ("llama", False, "int8", 0), ("bert", True, "int8", 0), ("bloom", False, "fp16", 0)],
@@ -309,8 +319,8 @@ def test_a_server_with_an_adapter_for_each_client_serves_them_in_any_order() -> 
     found = [client.loss(states, 3)[1] for (client, _, _), states in zip(sides, hidden, strict=True)]
     for (client, server, _), gradient in reversed(list(zip(sides, found, strict=True))):
         client.back(server.back("c", gradient))
-    for (of_client, of_server), expected in zip(seen, alone, strict=True):
-        assert_same(of_client | of_server, expected)
+    for (clients_own, servers), expected in zip(seen, alone, strict=True):
+        assert_same(clients_own | servers, expected)
 
 
 def test_a_shared_server_refuses_a_gradient_for_parameters_that_have_moved() -> None:

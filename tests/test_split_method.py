@@ -117,16 +117,17 @@ def hidden(ledger: Ledger, arm: str, t: int) -> list[tuple[str, str, str]]:
 # What a run equals
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(("model", "more"), [("llama", {}), ("gpt2", {}), ("bundled/gpt2", {"last": 2})])
 def test_one_client_and_its_server_are_one_model_that_is_trained_alone(
-    models: dict[str, str], tmp_path: Path, family: str
+    models: dict[str, str], tmp_path: Path, model: str, more: dict[str, Any]
 ) -> None:
     """Bit for bit after two rounds, from an optimiser that begins with them: without dropout, and where nobody clips,
-    since each side would clip its own gradient.
+    since each side would clip its own gradient. With `last`, the client has an upper block, too.
     """
-    arms = {"local": "local", "v1": V1, "plain": PLAIN}
+    arms = {"local": "local", "v1": V1 | more, "plain": PLAIN}
     budget = {"warm_start_steps": 0, "local_steps": 1, "exchange_steps": 2}
-    run(tmp_path / "run", config_of(models, family, baselines=arms, budget=budget, training=UNCLIPPED))
+    sections = {"budget": budget, "training": UNCLIPPED, "method": SPLIT | more}
+    run(tmp_path / "run", config_of(models, model, baselines=arms, **sections))
     expected, start = (adapter_of(tmp_path / "run", arm, "a0") for arm in ("local", "start"))
     assert difference(expected, start) > 1e-4
     for arm in ("split", "v1", "plain"):
@@ -616,12 +617,3 @@ def test_a_client_that_has_joined_nothing(models: dict[str, str], tmp_path: Path
         agents["a0"].call(verb, [])
     with pytest.raises(MethodError, match="server serves no round"):
         agents[SERVER].call("split_middle", [Number(0), Activations({}, 0)])
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("plain", [False, True])
-def test_names_alone_tell_what_a_client_has(models: dict[str, str], family: str, plain: bool) -> None:
-    lm = LanguageModel.load(models[family])
-    lm.add_adapter("x", AdapterSettings(), seed=0)
-    owned = Parts(lm, "x", Cut(1, plain=plain)).owned(client=True)
-    assert set(of_client(lm.trainable("x"), 1, None, plain)) == set(owned)
