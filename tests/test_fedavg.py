@@ -280,6 +280,8 @@ def test_without_a_warm_start_all_begin_from_the_first_ones_adapter(make: Make, 
         assert not any(delta.any() for delta in group.delta(name).values())
         if rule != "fed_sb":
             assert all(torch.equal(found[path], tensor) for path, tensor in first.items())
+        else:  # in random directions, or most outputs could never change
+            assert all(tensor.all() for path, tensor in found.items() if "lora_B" in path)
     rows = group.round(1)
     assert not of_kind(rows, "failure")
     assert any(delta.any() for delta in group.delta("a0").values())  # and it learns
