@@ -117,3 +117,15 @@ def test_a_config_that_cannot_be_read_is_refused(tmp_path: Path, config: str, ex
 def test_layers_that_are_not_there_are_refused() -> None:
     with pytest.raises(ConfigError, match="no_such_layer"):
         Blueprint.of("bundled/gpt2", AdapterSettings(target_modules=("no_such_layer",)))
+
+
+def test_of_the_hub_only_the_description_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, list[str]] = {}
+
+    def snapshot(place: str, allow_patterns: list[str]) -> str:
+        asked[place] = allow_patterns
+        return without_weights(make_tiny_model(tmp_path, "gpt2"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert Blueprint.of("somebody/gpt2", SETTINGS).lm.parameters > 0
+    assert "config.json" in asked["somebody/gpt2"] and not any("safetensors" in each for each in asked["somebody/gpt2"])

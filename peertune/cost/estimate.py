@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from peertune.cost.parties import Party
 from peertune.ledger import COORDINATOR, SERVER
 from peertune.lm.flops import Costs, Pass
 from peertune.payloads import Number, Payload, encode
 
+Key = TypeVar("Key")
 Flow = tuple[str, str, str]  # kind of payload, source, destination
 
 
@@ -68,12 +69,13 @@ class Estimate:
 
     @property
     def flows(self) -> Counter[Flow]:
+        """Bytes of all rounds."""
         return sum((one.flows for one in self.rounds), Counter())
 
     @property
     def links(self) -> dict[tuple[str, str], int]:
         """(source, destination) -> bytes."""
-        return _added((link, size) for (_, *link), size in self.flows.items())
+        return _added(((source, destination), size) for (_, source, destination), size in self.flows.items())
 
     def totals(self) -> dict[str, Any]:
         """All rounds and clients together, by the names that a comparison gives to what was measured."""
@@ -109,8 +111,8 @@ def _waited_for(one: Round) -> int:
     return sum(links) if one.in_turn else max(links, default=0)
 
 
-def _added(pairs: Iterable[tuple[Any, int]]) -> dict[Any, int]:
-    totals: Counter[Any] = Counter()
+def _added(pairs: Iterable[tuple[Key, int]]) -> dict[Key, int]:
+    totals: Counter[Key] = Counter()
     for key, size in pairs:
-        totals[tuple(key) if isinstance(key, list) else key] += size
+        totals[key] += size
     return dict(totals)

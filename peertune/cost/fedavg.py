@@ -1,7 +1,6 @@
 """FedLLM: adapters up, adapters down."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,11 +13,11 @@ from peertune.cost.parties import Party, World
 from peertune.cost.wire import arrays, floats
 from peertune.ledger import COORDINATOR
 from peertune.lm.flops import Costs
+from peertune.lm.frozen import letter
 from peertune.methods import FedAvg
 from peertune.payloads import Factors, Weights
 
 Shapes = Mapping[str, tuple[int, ...]]
-_FACTOR = re.compile(r"(.+)\.lora_([ABR])\.weight")
 
 
 def fedavg(world: World, method: FedAvg) -> Estimate:
@@ -52,7 +51,7 @@ def fedavg(world: World, method: FedAvg) -> Estimate:
 
 def numbers_up(agent: Party, method: FedAvg) -> int:
     """|theta|: how many numbers an agent sends in the first round."""
-    head = sum(math.prod(shape) for name, shape in agent.shapes.items() if not _FACTOR.fullmatch(name))
+    head = sum(math.prod(shape) for name, shape in agent.shapes.items() if not letter(name))
     return lora_numbers(_matrices(agent).values(), agent.settings.rank, method.rule.shared(1), head)
 
 
@@ -140,27 +139,23 @@ def _send_down(one: Round, agent: Party, shapes: Shapes, since: int, upto: int) 
 
 def _matrices(agent: Party) -> dict[str, tuple[int, int]]:
     """Adapted matrix -> (d_in, d_out)."""
-    found = {name: _FACTOR.fullmatch(name) for name in agent.shapes}
-    a_sides = {factor[1]: agent.shapes[name][1] for name, factor in found.items() if factor and factor[2] == "A"}
-    return {path: (d_in, agent.shapes[f"{path}.lora_B.weight"][0]) for path, d_in in a_sides.items()}
+    shapes = agent.shapes
+    paths = [name.removesuffix(".lora_A.weight") for name in shapes if letter(name) == "A"]
+    return {path: (shapes[f"{path}.lora_A.weight"][1], shapes[f"{path}.lora_B.weight"][0]) for path in paths}
 
 
 def _having(shapes: Shapes, letters: str) -> Shapes:
     """These factors, and what is no factor: a head."""
-    found = ((name, shape, _FACTOR.fullmatch(name)) for name, shape in shapes.items())
-    return {name: shape for name, shape, factor in found if factor is None or factor[2] in letters}
+    return {name: shape for name, shape in shapes.items() if letter(name) in letters}
 
 
 def _of_rank(shapes: Shapes, rank: int) -> Shapes:
     """The same tensors with another rank, but for cores, which have that of all."""
-    cut = dict(shapes)
-    for name, shape in shapes.items():
-        factor = _FACTOR.fullmatch(name)
-        if factor and factor[2] == "A":
-            cut[name] = (rank, shape[1])
-        elif factor and factor[2] == "B":
-            cut[name] = (shape[0], rank)
-    return cut
+    sides = {"A": 0, "B": 1}
+    return {
+        name: tuple(rank if side == sides.get(letter(name)) else size for side, size in enumerate(shape))
+        for name, shape in shapes.items()
+    }
 
 
 def _frozen(agent: Party, ranks: Mapping[str, int]) -> Shapes:

@@ -43,8 +43,8 @@ class Party:
     seed: int
     examples: Sequence[Example]
     held_out: Sequence[Example]
-    _rows: dict[Example, Row] = field(default_factory=dict)
-    _heads: dict[Example, list[int]] = field(default_factory=dict)
+    _rows: dict[Example, Row] = field(default_factory=dict, init=False)
+    _heads: dict[Example, list[int]] = field(default_factory=dict, init=False)
 
     @cached_property
     def train(self) -> list[Row]:

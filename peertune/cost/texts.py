@@ -47,9 +47,9 @@ def knexa(world: World, method: Knexa) -> Estimate:
     FLOPs: as `local` for the local steps; P drafts of m tokens, and their losses; s steps on own rows and texts, and
     the validation and probe losses before and after; with `route: set` an answer to each validation problem.
     """
-    positions, rounds = world.positions(), []
+    positions, sizes, rounds = world.positions(), _sizes(world), []
     for t in range(1, method.run.rounds + 1):
-        one = _Most(world, method, positions, Round(trips=2))
+        one = _Most(world, method, positions, sizes, Round(trips=2))
         audited = _audited(method, t)
         one.draft((*range(len(world.transfer)), *audited))
         if audited:
@@ -68,9 +68,9 @@ def knexa(world: World, method: Knexa) -> Estimate:
 
 def central_text(world: World, method: CentralText) -> Estimate:
     """A client and round: P texts of m tokens up, P texts down. FLOPs: as `knexa` with `route: prompt`."""
-    positions, rounds = world.positions(), []
+    positions, sizes, rounds = world.positions(), _sizes(world), []
     for _ in range(method.run.rounds):
-        one = _Most(world, method, positions, Round(trips=3))
+        one = _Most(world, method, positions, sizes, Round(trips=3))
         one.draft(range(len(world.transfer)))
         if method.server_model and world.server:
             one.pass_through(world.server)
@@ -83,11 +83,12 @@ def central_text(world: World, method: CentralText) -> Estimate:
 
 @dataclass(slots=True)
 class _Most:
-    """One round, filled step by step: `found`."""
+    """One round, filled step by step: `found`. `sizes`: bytes of a text, by its author."""
 
     world: World
     method: Knexa | CentralText
     positions: dict[str, Position]
+    sizes: dict[str, int]
     found: Round
 
     def draft(self, problems: Sequence[int]) -> None:
@@ -206,15 +207,9 @@ class _Most:
 
     def _texts(self, agent: Party, count: int | None = None) -> int:
         """Bytes of so many texts; of one for each problem to learn from."""
-        longest = max(map(len, map(str.encode, agent.lm.labels)), default=min(LONGEST, self._bytes(agent)))
-        return len(encode(Texts(("x" * longest,) * (len(self.world.transfer) if count is None else count))))
-
-    def _bytes(self, agent: Party) -> int:
-        """Of a text of all the tokens that it may have."""
-        examples = agent.examples or self.world.probe
-        rows = zip(examples, agent.encode_all(examples), strict=True)
-        most = max((len(each.completion.encode()) / row.loss_tokens for each, row in rows), default=1.0)
-        return math.ceil(most * self._new)
+        count = len(self.world.transfer) if count is None else count
+        more = len(encode(Texts(("x" * self.sizes[agent.name],)))) - len(encode(Texts(("",))))
+        return len(encode(Texts(("",) * count))) + count * more
 
     @property
     def _new(self) -> int:
@@ -236,6 +231,20 @@ class _Most:
         return agent.answered(problems, self._new)
 
 
+def _sizes(world: World) -> dict[str, int]:
+    """Bytes of the longest text that each party may write: of all its tokens, or the name of a class."""
+    return {party.name: min(LONGEST, _longest(world, party)) for party in world.parties}
+
+
+def _longest(world: World, party: Party) -> int:
+    if party.lm.labels:
+        return max(len(label.encode()) for label in party.lm.labels)
+    examples = party.examples or world.probe
+    rows = zip(examples, party.encode_all(examples), strict=True)
+    most = max((len(each.completion.encode()) / row.loss_tokens for each, row in rows), default=1.0)
+    return math.ceil(most * world.config.evaluation.max_new_tokens)
+
+
 def _audited(method: Knexa, t: int) -> tuple[int, ...]:
     """The probe problems of round `t` that peers may grade."""
     probe, first = len(method.run.probe), len(method.run.transfer)
@@ -245,8 +254,10 @@ def _audited(method: Knexa, t: int) -> tuple[int, ...]:
 
 
 def _exposure(method: Knexa) -> str:
-    what = "texts for public prompts" + (", or its adapter" if "adapter" in method.protocols else "")
+    more = {"logits": ", what it expected of them", "adapter": ", or its adapter"}
+    what = "texts for public prompts" + "".join(more[each] for each in method.protocols if each in more)
     profiles = " and a profile of each agent" if method.route == "set" else ""
     return (
-        f"a receiver sees {what} of those it learns from; the coordinator numbers{profiles}, no text, weight or logit"
+        f"a receiver sees {what} of each agent it learns from; the coordinator numbers{profiles}, no text, weight or "
+        "logit"
     )
