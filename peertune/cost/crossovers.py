@@ -12,20 +12,17 @@ from peertune.methods import KD, FedAvg, Split
 
 
 def crossovers(plan: Plan) -> list[str]:
-    """One line for each arm that shares logits or activations beside one that shares adapters, whole or not: bytes that
-    an agent sends in a round, framing aside.
+    """One line for each arm that shares logits or activations beside the last one that shares adapters, which may be
+    the method itself: bytes that an agent sends in a round, framing aside.
     """
-    return [
-        line
-        for arm, method in plan.methods.items()
-        if isinstance(method, FedAvg)
-        for line in _beside(plan, f"{arm} (LoRA r={plan.world.agents[0].settings.rank})", method)
-    ]
+    averaged = [(arm, method) for arm, method in plan.methods.items() if isinstance(method, FedAvg)]
+    return list(_beside(plan, *averaged[-1])) if averaged else []
 
 
-def _beside(plan: Plan, name: str, averaged: FedAvg) -> Iterator[str]:
+def _beside(plan: Plan, averaged: str, fedavg: FedAvg) -> Iterator[str]:
     world = plan.world
-    upload = adapter_bytes(numbers_up(world.agents[0], averaged))
+    name = f"{averaged} (LoRA r={world.agents[0].settings.rank})"
+    upload = adapter_bytes(numbers_up(world.agents[0], fedavg))
     for arm, method in plan.methods.items():
         if isinstance(method, KD):
             most, here = break_even(upload, bytes_a_problem(world, method)), method.problems or len(world.transfer)
