@@ -624,3 +624,18 @@ def test_neither_workers_nor_interruptions_show(models: dict[str, str], tmp_path
         experiments.append(Experiment.reopen(tmp_path / "stopped", watch))
     assert resume(tmp_path / "stopped").head == whole.head
     assert [event.round for event in whole.events("aggregation", "turns")] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("aggregator", ["fedit", "rolora", "fedex"])
+def test_who_was_not_chosen_goes_on_from_what_it_got_before_an_evaluation(
+    models: dict[str, str], tmp_path: Path, aggregator: str
+) -> None:
+    agents = [{"model": models["llama"], "release": {"weights": "coordinator"}}] * 3
+    method = {"type": "fedavg", "fraction": 0.34, "aggregator": aggregator}
+    config = small_config(
+        models, agents=agents, method=method, rounds=5, evaluation={"every": 1}, task={"transfer": 96}
+    )
+    ledger = run(tmp_path / "run", config)
+    chosen = [body["agents"] for body in bodies(ledger, "aggregation")]
+    assert len(chosen) == 6 and len({tuple(names) for names in chosen[1:]}) > 1
+    assert not bodies(ledger, "failure")

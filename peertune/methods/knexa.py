@@ -90,7 +90,7 @@ class Knexa(TextMethod):
         adapters = [pair for pair in pairs if pair.protocol == "adapter"]
         pulled = self.pull(fed, texts)
         for pair, order in wanted.items():
-            if pair.protocol == "logits" and order in pulled:
+            if pair.protocol == "logits" and order in pulled and order.problems:
                 self._soften(fed, order)
         blended = fed.gather({pair: fed[pair.receiver].blend(fed[pair.source].adapter()) for pair in adapters})
         came = {wanted[pair]: (1,) for pair in blended}  # an adapter counts like one text, good until it is undone
