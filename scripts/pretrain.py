@@ -1,10 +1,11 @@
-"""Pretrain one bundled model and its tokenizer from scratch on the codelets corpus: 2 minutes on one core.
+"""Pretrain one bundled model and its tokenizer from scratch on the codelets corpus: 2 minutes on one core, `llama` 20.
 
     python scripts/pretrain.py qwen2 --out peertune/models/qwen2
 
 The hidden matrices learn with Muon (torch 2.9 or newer), embeddings and norms with AdamW; GPT-2 learns with
-AdamW alone, which leaves it the weakest of the four, as real partners are not equally good. Everything is
-seeded: the same command on the same machine, torch and transformers gives the same weights.
+AdamW alone, which leaves it the weakest of the small ones, as real partners are not equally good. Llama is five times
+as large, to be a server's. Everything is seeded: the same command on the same machine, torch and transformers gives
+the same weights.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from transformers import (
     GenerationConfig,
     GPT2Config,
     GPTNeoXConfig,
+    LlamaConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -39,8 +41,7 @@ from peertune.tasks.codelets.corpus import documents, spelled_out
 from peertune.tasks.sandbox import Sandbox
 
 EOS, PAD = "<|eos|>", "<|pad|>"
-CONTEXT, ROW, BATCH, STEPS = 192, 128, 8, 2000
-WIDTH, LAYERS, HEADS = 96, 3, 4
+CONTEXT, ROW, BATCH = 192, 128, 8
 LEARNING_RATE, WARMUP, WEIGHT_DECAY = 3e-3, 100, 0.05
 
 
@@ -49,6 +50,10 @@ class Family:
     seed: int
     vocabulary: int
     muon: bool = True
+    width: int = 96
+    layers: int = 3
+    heads: int = 4
+    steps: int = 2000
 
 
 FAMILIES = {
@@ -56,6 +61,7 @@ FAMILIES = {
     "gpt_neox": Family(seed=2, vocabulary=704),
     "bloom": Family(seed=3, vocabulary=640),
     "gpt2": Family(seed=4, vocabulary=896, muon=False),
+    "llama": Family(seed=5, vocabulary=1024, width=192, layers=4, heads=6, steps=3000),
 }
 
 
@@ -105,6 +111,8 @@ def train_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
 
 def configuration(name: str, tokenizer: PreTrainedTokenizerFast) -> PretrainedConfig:
+    family = FAMILIES[name]
+    width, layers, heads = family.width, family.layers, family.heads
     ids = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
@@ -112,20 +120,22 @@ def configuration(name: str, tokenizer: PreTrainedTokenizerFast) -> PretrainedCo
         "pad_token_id": tokenizer.pad_token_id,
         "tie_word_embeddings": True,
     }
-    sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
     match name:
         case "qwen2":
-            widths = {"num_key_value_heads": HEADS, "intermediate_size": 256}
+            widths = {"num_key_value_heads": heads, "intermediate_size": 256}
             return Qwen2Config(**sizes, **widths, **ids, max_position_embeddings=CONTEXT)
         case "gpt_neox":
             rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
-            widths = {"intermediate_size": 4 * WIDTH, "rope_parameters": rope}
+            widths = {"intermediate_size": 4 * width, "rope_parameters": rope}
             return GPTNeoXConfig(**sizes, **widths, **ids, max_position_embeddings=CONTEXT)
+        case "llama":
+            return LlamaConfig(**sizes, **ids, intermediate_size=512, max_position_embeddings=CONTEXT)
         case "bloom":
-            return BloomConfig(hidden_size=WIDTH, n_layer=LAYERS, n_head=HEADS, **ids)
+            return BloomConfig(hidden_size=width, n_layer=layers, n_head=heads, **ids)
         case _:
             no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-            widths = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": CONTEXT}
+            widths = {"n_embd": width, "n_layer": layers, "n_head": heads, "n_positions": CONTEXT}
             return GPT2Config(**widths, **no_dropout, **ids)
 
 
@@ -143,12 +153,13 @@ def pack(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
     return torch.tensor(rows)
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Tensor]:
-    """`STEPS` fresh batches, int64[BATCH, ROW]; no document is seen twice."""
-    rows = pack(tokenizer, documents(1000 + seed, STEPS * BATCH * 5))
-    if len(rows) < STEPS * BATCH:
-        raise SystemExit(f"{STEPS * BATCH} rows are needed, the documents fill {len(rows)}; draw more.")
-    yield from rows[: STEPS * BATCH].split(BATCH)
+def batches(tokenizer: PreTrainedTokenizerFast, family: Family) -> Iterator[Tensor]:
+    """Fresh batches, one a step, int64[BATCH, ROW]; no document is seen twice."""
+    needed = family.steps * BATCH
+    rows = pack(tokenizer, documents(1000 + family.seed, needed * 5))
+    if len(rows) < needed:
+        raise SystemExit(f"{needed} rows are needed, the documents fill {len(rows)}; draw more.")
+    yield from rows[:needed].split(BATCH)
 
 
 def optimizers(model: PreTrainedModel, muon: bool) -> list[torch.optim.Optimizer]:
@@ -169,9 +180,9 @@ def optimizers(model: PreTrainedModel, muon: bool) -> list[torch.optim.Optimizer
     ]
 
 
-def learning_rate(step: int) -> float:
+def learning_rate(step: int, steps: int) -> float:
     """Linear warm-up, then constant, then linear decay over the second half down to 2 %."""
-    decay = max(0.02, min(1.0, (STEPS - step) / (STEPS / 2)))
+    decay = max(0.02, min(1.0, (steps - step) / (steps / 2)))
     return LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * decay
 
 
@@ -188,10 +199,10 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, family: Fa
     chosen = optimizers(model, family.muon)
     started = time.process_time()
     smooth = 0.0
-    for step, rows in enumerate(batches(tokenizer, family.seed)):
+    for step, rows in enumerate(batches(tokenizer, family)):
         for optimizer in chosen:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step)
+                group["lr"] = learning_rate(step, family.steps)
             optimizer.zero_grad()
         loss = loss_on(model, rows)
         loss.backward()
