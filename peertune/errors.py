@@ -7,6 +7,8 @@ PeertuneError
  |       +- DamagedError   what was stored is gone or is not what was stored
  +- AgentError     one agent could not answer one call; the others go on
  +- PayloadError   bytes that are not a valid payload
+ +- SealError      a sealed message, a receipt or a key that cannot be trusted
+     +- ChangedKeyError   a party shows other keys than those that are pinned: the run stops
 
 Each message says what was expected, what was found and what to do.
 """
@@ -41,6 +43,19 @@ class DamagedError(StorageError):
 
 class PayloadError(PeertuneError):
     """Bytes that do not decode to a valid payload."""
+
+
+class SealError(PeertuneError):
+    """A sealed message, a receipt or a key that cannot be trusted. Nothing of it was used."""
+
+    code = "seal"
+
+
+class ChangedKeyError(SealError):
+    """A party shows other keys than those that are pinned for it. The run must not go on."""
+
+    exit_code = 2
+    code = "changed_key"
 
 
 class AgentError(PeertuneError):

@@ -83,6 +83,14 @@ RULES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
         ("ledger", "federation", "config", "tasks", "lm", "engines", "methods", "matchmakers", "profiles", *TOP),
     ),
     (
+        "what may leave, and sealed, is bytes and payloads",
+        ("guard",),
+        (
+            *("federation", "ledger", "config", "tasks", "lm", "engines", "methods", "matchmakers", "profiles"),
+            *("knowledge", "aggregate", "checkpoint", "codecs", *TOP, *HEAVY),
+        ),
+    ),
+    (
         "what clients know is numbers, and combined without a model",
         ("knowledge", "ensemble"),
         ("payloads", "ledger", "federation", "config", "tasks", "lm", "losses", "engines", "methods", *TOP, *HEAVY),
@@ -175,7 +183,7 @@ LIGHT = (
     *("errors", "payloads", "ledger", "checkpoint", "profiles", "matchmakers", "aggregate", "methods", "federation"),
     *("partition", "evaluate", "config", "tasks", "report", "studies", "cli", "listing", "doctor", "terminal"),
     *("runs", "machine", "knowledge", "ensemble"),
-    "codecs",
+    *("codecs", "guard"),
 )
 
 
