@@ -1,11 +1,12 @@
 """Candidates: every pair of a small federation; in a large one few for each agent, and those that promise something."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from peertune.matchmakers import Pairwise, directed_pairs
+from peertune.matchmakers import Pairwise
 from peertune.matchmakers.base import Candidates, Pair, identity
 from peertune.matchmakers.candidates import candidate_pairs
 from peertune.payloads import Profile
@@ -27,11 +28,16 @@ def fields(pair: Pair) -> tuple[str, str, float, str, bytes]:
 
 @pytest.mark.parametrize("agents", [0, 1, 2, 6, 64])
 def test_a_small_federation_has_all_pairs(agents: int) -> None:
+    """Both profiles, the source's first; without protocols text alone, with them what is said and nothing else."""
     known, trust = profiles(agents), {"a0": 0.9, "a1": 0.0}
-    protocols = {(f"a{i}", f"a{j}"): ("text", "logits")[: 1 + i % 2] for i in range(agents) for j in range(agents)}
-    for arguments in ((known,), (known, trust), (known, trust, protocols), (known, None, {("a0", "a1"): ("adapter",)})):
-        found = candidate_pairs(*arguments)
-        assert [fields(pair) for pair in found] == [fields(pair) for pair in directed_pairs(*arguments)]
+    some = {(f"a{i}", f"a{j}"): ("text", "logits")[: 1 + i % 2] for i in range(agents) for j in range(agents)}
+    for believed, protocols in ((None, None), (trust, None), (trust, some), (None, {("a0", "a1"): ("adapter",)})):
+        expected = [
+            (one, other, (believed or {}).get(one, 0.5), protocol, np.append(p.values, q.values).tobytes())
+            for (one, p), (other, q) in itertools.permutations(known.items(), 2)
+            for protocol in (("text",) if protocols is None else protocols.get((one, other), ()))
+        ]
+        assert [fields(pair) for pair in candidate_pairs(known, believed, protocols)] == expected
 
 
 def test_a_large_federation_has_few_for_each_agent() -> None:
@@ -74,10 +80,11 @@ def test_protocols_may_be_worked_out() -> None:
 
 
 def test_arrays_and_pairs_are_the_same() -> None:
-    pairs = directed_pairs(profiles(5), {"a2": 0.1}, None)
+    pairs = list(candidate_pairs(profiles(5), {"a2": 0.1}))
     table = Candidates.of(pairs)
     assert [fields(pair) for pair in table] == [fields(pair) for pair in pairs] and len(table) == 20
-    assert fields(table[2:7][1]) == fields(pairs[3]) and Candidates.of(table) is table
+    assert fields(table[2:7][1]) == fields(table[np.array([0, 3])][1]) == fields(pairs[3])
+    assert Candidates.of(table) is table
     np.testing.assert_array_equal(table.contexts(), [pair.context for pair in pairs])
     assert len(Candidates.of([])) == 0
 

@@ -9,9 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peertune.matchmakers import matching
-from peertune.matchmakers.matching import best_assignment, best_disjoint
+from peertune.matchmakers.matching import Edges, assigned_edges, best_disjoint
 
 Pairs = list[tuple[int, int]]
+
+
+def best_assignment(matrix: np.ndarray, k: int, most: int) -> Pairs:
+    edges = Edges.of(matrix)
+    chosen = assigned_edges(edges, k, most)
+    return list(zip(edges.sources[chosen].tolist(), edges.receivers[chosen].tolist(), strict=True))
 
 
 @st.composite

@@ -20,9 +20,9 @@ from peertune.matchmakers import (
     Pairwise,
     RoundRobin,
     Uniform,
-    directed_pairs,
 )
 from peertune.matchmakers.base import State, greedy_pairs
+from peertune.matchmakers.candidates import candidate_pairs
 from peertune.matchmakers.hetero_greedy import jensen_shannon
 from peertune.payloads import Profile
 from peertune.profiles import HISTOGRAM, LOSS, SCORE
@@ -70,7 +70,7 @@ def test_contract(policy: Matchmaker, agents: int, k: int, seed: int) -> None:
     state = policy.init(seed)
     random = np.random.default_rng(seed)
     for round_seed in range(3):
-        candidates = directed_pairs(random_profiles(agents, seed + round_seed))
+        candidates = list(candidate_pairs(random_profiles(agents, seed + round_seed)))
         contexts = [each.context.copy() for each in candidates]
         before = {key: array.copy() for key, array in state.items()}
         chosen = policy.match(state, candidates, k)
@@ -99,15 +99,6 @@ def test_policies_need_no_torch() -> None:
     code = "import sys, peertune.matchmakers; print(sorted({'torch', 'transformers', 'peft'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
-
-
-def test_directed_pairs() -> None:
-    profiles = {name: Profile((float(index),) * 32) for index, name in enumerate("abc")}
-    pairs = directed_pairs(profiles)
-    assert names(pairs) == list(itertools.permutations("abc", 2))
-    np.testing.assert_array_equal(pairs[1].context, [0.0] * 32 + [2.0] * 32)
-    assert pairs[1].context.dtype == np.float64 and math.isnan(pairs[1].predicted)
-    assert directed_pairs({}) == [] and directed_pairs({"a": profiles["a"]}) == []
 
 
 def test_greedy_pairs() -> None:
@@ -165,7 +156,7 @@ def test_scores_follow_the_formula() -> None:
     matrix = np.linalg.inv(state["inverse"])
     theta = np.linalg.solve(matrix, state["moment"])
     for seed in range(20):
-        candidates = directed_pairs(random_profiles(5, seed))
+        candidates = candidate_pairs(random_profiles(5, seed))
         scores = [
             float(theta @ each.context + 0.7 * np.sqrt(each.context @ np.linalg.solve(matrix, each.context)))
             for each in candidates
@@ -188,7 +179,7 @@ def test_beta_decides_between_known_and_unknown() -> None:
 def test_direction_matters() -> None:
     """The first half of the context is the source: who is worth hearing is not who is worth teaching."""
     profiles = {"good": Profile((1.0, *[0.0] * 31)), "other": Profile((0.0, 1.0, *[0.0] * 30))}
-    forth, back = directed_pairs(profiles)
+    forth, back = candidate_pairs(profiles)
     state = learnt(LinUCB(), [(forth.context, 1.0), (back.context, 0.0)] * 5)
     (chosen,) = LinUCB(beta=0.0).match(state, [back, forth], 1)
     assert names([chosen]) == [("good", "other")]
@@ -211,7 +202,7 @@ def mean_reward(policy: Matchmaker, seed: int, rounds: int = 30) -> float:
         profiles = {
             f"a{index}": Profile((float(quality[index]), *(style[index] + drift[index]).tolist())) for index in range(8)
         }
-        for each in policy.match(state, directed_pairs(profiles), 2):
+        for each in policy.match(state, candidate_pairs(profiles), 2):
             reward = quality[int(each.source[1])] - quality[int(each.receiver[1])] + random.normal(0, 0.1)
             rewards.append(float(reward))
             state = policy.update(state, each, rewards[-1])
@@ -236,7 +227,7 @@ def test_uniform_is_uniform() -> None:
     state = policy.init(7)
     partners: dict[frozenset[frozenset[str]], int] = {}
     for seed in range(3000):
-        chosen = policy.match(state, directed_pairs(random_profiles(4, seed)), 2)
+        chosen = policy.match(state, candidate_pairs(random_profiles(4, seed)), 2)
         for each in names(chosen):
             counts[each] += 1
         matching = frozenset(frozenset(each) for each in names(chosen))
@@ -247,7 +238,7 @@ def test_uniform_is_uniform() -> None:
 
 
 def test_uniform_depends_on_seed_and_contexts_only() -> None:
-    candidates, others = directed_pairs(random_profiles(8, 0)), directed_pairs(random_profiles(8, 1))
+    candidates, others = candidate_pairs(random_profiles(8, 0)), candidate_pairs(random_profiles(8, 1))
     policy = Uniform()
     draws = {tuple(names(policy.match(policy.init(seed), candidates, 4))) for seed in range(20)}
     assert len(draws) == 20
@@ -295,14 +286,14 @@ def test_the_most_different_meet_and_the_better_teaches() -> None:
         "poor": profile(0.0, [0.4, 0.6, 0]),
     }
     policy = HeteroGreedy()
-    chosen = policy.match(policy.init(0), directed_pairs(profiles), 2)
+    chosen = policy.match(policy.init(0), candidate_pairs(profiles), 2)
     assert names(chosen) == [("strong", "weak"), ("middle", "poor")]
     assert all(math.isnan(each.predicted) for each in chosen)
 
 
 def test_equally_good_agents_still_meet() -> None:
     profiles = {"a": profile(0.5, [1, 0]), "b": profile(0.5, [0, 1])}
-    assert len(HeteroGreedy().match({}, directed_pairs(profiles), 1)) == 1
+    assert len(HeteroGreedy().match({}, candidate_pairs(profiles), 1)) == 1
 
 
 def test_hetero_greedy_breaks_equal_scores_by_the_loss() -> None:
@@ -327,7 +318,7 @@ def test_with_several_students_everybody_learns_in_every_round(policy: Matchmake
     """As many student updates for every policy; the first round for `pairwise`, which may abstain later."""
     state = policy.init(1)
     for seed in range(1 if isinstance(policy, Pairwise) else 4):
-        chosen = policy.match(state, directed_pairs(random_profiles(agents, seed)), agents)
+        chosen = policy.match(state, candidate_pairs(random_profiles(agents, seed)), agents)
         assert sorted(each.receiver for each in chosen) == sorted(random_profiles(agents, 0))
         load = [each.source for each in chosen]
         assert max(map(load.count, load)) <= policy.max_students  # pyright: ignore[reportAttributeAccessIssue]
@@ -338,14 +329,14 @@ def test_with_several_students_everybody_learns_in_every_round(policy: Matchmake
 def test_uniform_assignments_are_independent_if_nothing_binds() -> None:
     policy, counts = Uniform(max_students=2), dict[tuple[tuple[str, str], ...], int]()
     for seed in range(2000):
-        chosen = tuple(sorted(names(policy.match(policy.init(3), directed_pairs(random_profiles(3, seed)), 3))))
+        chosen = tuple(sorted(names(policy.match(policy.init(3), candidate_pairs(random_profiles(3, seed)), 3))))
         counts[chosen] = counts.get(chosen, 0) + 1
     assert len(counts) == 8 and all(abs(count - 250) < 60 for count in counts.values())
 
 
 def test_round_robin_with_several_students_rotates() -> None:
     policy, met = RoundRobin(max_students=4), list[tuple[str, str]]()
-    state, pairs = policy.init(0), directed_pairs(random_profiles(5, 0))
+    state, pairs = policy.init(0), candidate_pairs(random_profiles(5, 0))
     for _ in range(4):
         for each in policy.match(state, pairs, 5):
             met.append((each.source, each.receiver))
@@ -353,23 +344,12 @@ def test_round_robin_with_several_students_rotates() -> None:
     assert sorted(met) == sorted(names(pairs))
 
 
-def test_directed_pairs_with_trust_and_protocols() -> None:
-    profiles = random_profiles(3, 0)
-    protocols = {("a0", "a1"): ("text", "logits"), ("a1", "a0"): ("adapter",), ("a2", "a0"): ()}
-    pairs = directed_pairs(profiles, {"a1": 0.9}, protocols)
-    assert [(each.source, each.receiver, each.protocol, each.trust) for each in pairs] == [
-        ("a0", "a1", "text", 0.5),
-        ("a0", "a1", "logits", 0.5),
-        ("a1", "a0", "adapter", 0.9),
-    ]
-
-
 @pytest.mark.parametrize("policy", [*POLICIES, *ABSTAINING, *SEVERAL], ids=repr)
 def test_no_pair_appears_with_two_protocols(policy: Matchmaker) -> None:
     every = dict.fromkeys(itertools.permutations(("a0", "a1", "a2", "a3"), 2), ("text", "logits", "adapter"))
     state = policy.init(0)
     for seed in range(3):
-        candidates = directed_pairs(random_profiles(4, seed), protocols=every)
+        candidates = list(candidate_pairs(random_profiles(4, seed), protocols=every))
         chosen = policy.match(state, candidates, 4)
         assert len(set(names(chosen))) == len(chosen) and chosen
         assert all(any(each.context is one.context for one in candidates) for each in chosen)
@@ -381,6 +361,6 @@ def test_uniform_draws_the_protocol_too() -> None:
     both = {("a0", "a1"): ("text", "logits"), ("a1", "a0"): ("text",)}
     policy, counts = Uniform(), dict[tuple[str, str], int]()
     for seed in range(1000):
-        (chosen,) = policy.match(policy.init(0), directed_pairs(random_profiles(2, seed), protocols=both), 1)
+        (chosen,) = policy.match(policy.init(0), candidate_pairs(random_profiles(2, seed), protocols=both), 1)
         counts[chosen.source, chosen.protocol] = counts.get((chosen.source, chosen.protocol), 0) + 1
     assert abs(counts["a1", "text"] - 500) < 60 and abs(counts["a0", "text"] - 250) < 60

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from peertune.matchmakers import Pair, Pairwise, RoundRobin, directed_pairs
+from peertune.matchmakers import Pair, Pairwise, RoundRobin
 from peertune.matchmakers.base import State
+from peertune.matchmakers.candidates import candidate_pairs
 from peertune.matchmakers.features import NAMES, history_features, pair_features, prior_mean, profile_features
 from peertune.matchmakers.synthetic import SkillEnvironment, candidates
 from peertune.payloads import Profile
@@ -80,7 +81,7 @@ def test_predictions_are_those_of_the_closed_form() -> None:
     policy, random = Pairwise(half_life=5.0, cut=1e9), np.random.default_rng(3)
     state, rows, rewards, place = policy.init(0), [], [], {}
     for round_ in range(12):
-        for pair in policy.match(state, directed_pairs(profiles(4, round_)), 2):
+        for pair in policy.match(state, candidate_pairs(profiles(4, round_)), 2):
             rewards.append(float(random.normal(0.5, 0.2)))
             before, state = state, policy.update(state, pair, rewards[-1])
             for name in (pair.source, pair.receiver):
@@ -94,7 +95,7 @@ def test_predictions_are_those_of_the_closed_form() -> None:
     prior, expected = np.diag([0.05] * len(NAMES) + [4.0] * 8), np.append(2.0 * prior_mean(), np.zeros(8))
     z = (np.array(rewards) - mean) / (spread + 1e-6)
     theta = np.linalg.solve((x * age[:, None]).T @ x + prior, x.T @ (age * z) + prior @ expected)
-    for pair in policy.match(state, directed_pairs(profiles(4, 99)), 2):
+    for pair in policy.match(state, candidate_pairs(profiles(4, 99)), 2):
         row = _row(policy, state, policy.update(state, pair, 0.0), pair, place)
         assert pair.predicted == pytest.approx(mean + spread * row @ theta, abs=1e-6)
 
@@ -117,7 +118,7 @@ def _ages(count: int, fade: float) -> np.ndarray:
 
 def test_the_draw_depends_on_seed_state_and_contexts() -> None:
     policy = Pairwise(width=1.0)
-    first, second = directed_pairs(profiles(8, 0)), directed_pairs(profiles(8, 1))
+    first, second = candidate_pairs(profiles(8, 0)), candidate_pairs(profiles(8, 1))
     assert names(policy.match(policy.init(1), first, 4)) == names(policy.match(policy.init(1), first, 4))
     draws = [names(policy.match(policy.init(seed), first, 4)) for seed in range(10)]
     assert len(set(map(tuple, draws))) >= 8 and names(policy.match(policy.init(1), second, 4)) not in draws
@@ -202,7 +203,7 @@ def test_an_agent_that_joins_late_is_paired() -> None:
 def test_round_robin_covers_every_directed_pair_first(agents: int, k: int) -> None:
     policy = RoundRobin()
     state, met = policy.init(0), list[tuple[str, str]]()
-    pairs = directed_pairs(profiles(agents, 0))
+    pairs = candidate_pairs(profiles(agents, 0))
     while len(met) < len(pairs):
         chosen = policy.match(state, pairs, k)
         met += names(chosen)
@@ -222,7 +223,7 @@ def test_the_state_goes_through_a_checkpoint(policy: Pairwise | RoundRobin) -> N
     state = policy.init(4)
     for seed in range(3):
         restored = load(save({name: np.asarray(array) for name, array in state.items()}))
-        pairs = directed_pairs(profiles(6, seed))
+        pairs = candidate_pairs(profiles(6, seed))
         chosen = policy.match(state, pairs, 3)
         assert names(policy.match(restored, pairs, 3)) == names(chosen)
         for pair in chosen:

@@ -3,7 +3,7 @@
 A new policy is one file here and one line in `MATCHMAKERS`. `oracle.py` and `synthetic.py` are for studies alone.
 """
 
-from peertune.matchmakers.base import Matchmaker, Pair, directed_pairs
+from peertune.matchmakers.base import Matchmaker, Pair
 from peertune.matchmakers.hetero_greedy import HeteroGreedy
 from peertune.matchmakers.linucb import LinUCB
 from peertune.matchmakers.pairwise import Pairwise
@@ -32,5 +32,4 @@ __all__ = [
     "RoundRobin",
     "Router",
     "Uniform",
-    "directed_pairs",
 ]

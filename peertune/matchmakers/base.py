@@ -10,7 +10,7 @@ from typing import ClassVar, overload
 
 import numpy as np
 
-from peertune.payloads import PROFILE_SIZE, Profile
+from peertune.payloads import PROFILE_SIZE
 
 PROTOCOLS = ("text", "logits", "adapter")
 
@@ -85,10 +85,10 @@ class Candidates(Sequence[Pair]):
     @overload
     def __getitem__(self, index: int) -> Pair: ...
     @overload
-    def __getitem__(self, index: slice) -> "Candidates": ...
-    def __getitem__(self, index: int | slice) -> "Pair | Candidates":
+    def __getitem__(self, index: slice | np.ndarray) -> "Candidates": ...
+    def __getitem__(self, index: int | slice | np.ndarray) -> "Pair | Candidates":
         ends = self.sources[index], self.receivers[index]
-        if isinstance(index, slice):
+        if not isinstance(index, int):
             return replace(
                 self, sources=ends[0], receivers=ends[1], protocols=self.protocols[index], leads=self.leads[index]
             )
@@ -147,33 +147,6 @@ def finite(reward: float) -> float:
     return reward
 
 
-def directed_pairs(
-    profiles: Mapping[str, Profile],
-    trust: Mapping[str, float] | None = None,
-    protocols: Mapping[tuple[str, str], tuple[str, ...]] | None = None,
-) -> list[Pair]:
-    """Every directed pair of different agents by every protocol that it may use, in the order of the names given.
-
-    `trust`: of each agent as a source, 0.5 where none is known. `protocols`: of each (source, receiver), none if they
-    cannot exchange anything; without it, text alone.
-    """
-    vectors = {name: np.array(profile.values, dtype=np.float64) for name, profile in profiles.items()}
-    believed = {name: 0.5 for name in vectors} | dict(trust or {})
-    return [
-        Pair(
-            source,
-            receiver,
-            np.concatenate([vectors[source], vectors[receiver]]),
-            trust=believed[source],
-            protocol=protocol,
-        )
-        for source in vectors
-        for receiver in vectors
-        if source != receiver
-        for protocol in (("text",) if protocols is None else protocols.get((source, receiver), ()))
-    ]
-
-
 def contexts_of(candidates: Sequence[Pair]) -> np.ndarray:
     """The contexts of all candidates: float64 [pairs, 64]."""
     if isinstance(candidates, Candidates):
@@ -181,18 +154,18 @@ def contexts_of(candidates: Sequence[Pair]) -> np.ndarray:
     return np.array([pair.context for pair in candidates], dtype=np.float64).reshape(len(candidates), 2 * PROFILE_SIZE)
 
 
-def greedy_pairs(candidates: Sequence[Pair], scores: Sequence[float], k: int, max_students: int = 1) -> list[Pair]:
+def greedy_pairs(
+    candidates: Sequence[Pair], scores: Sequence[float] | np.ndarray, k: int, max_students: int = 1
+) -> list[Pair]:
     """Take candidates from the highest score down, equal scores in the given order, skipping what no longer fits.
 
     With `max_students` 1 the pairs are disjoint. Above, a receiver has one source, a source at most that many
     receivers, and an agent may be both.
     """
-    if isinstance(candidates, Candidates):
-        ends = list(zip(candidates.sources.tolist(), candidates.receivers.tolist(), strict=True))
-    else:
-        ends = [(pair.source, pair.receiver) for pair in candidates]
-    students: dict[str | int, int] = {}
-    learning: set[str | int] = set()
+    pairs = Candidates.of(candidates)
+    ends = list(zip(pairs.sources.tolist(), pairs.receivers.tolist(), strict=True))
+    students: dict[int, int] = {}
+    learning: set[int] = set()
     chosen: list[Pair] = []
     for index in np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable").tolist():
         if len(chosen) == k:
@@ -206,8 +179,3 @@ def greedy_pairs(candidates: Sequence[Pair], scores: Sequence[float], k: int, ma
         learning.add(receiver)
         students[source] = students.get(source, 0) + 1
     return chosen
-
-
-def with_predictions(pairs: Sequence[Pair], predictions: Mapping[Pair, float]) -> list[Pair]:
-    """`pairs` with the policy's estimates filled in."""
-    return [replace(pair, predicted=predictions[pair]) for pair in pairs]

@@ -35,9 +35,11 @@ def candidate_pairs(
     limit: int = 16,
     gained: np.ndarray | None = None,
 ) -> Candidates:
-    """Pairs for a policy to choose from: as `directed_pairs` up to 64 agents, above about `limit` for each agent.
+    """Pairs for a policy to choose from: every directed pair of different agents, in the order of
+    the names given, up to 64 agents; above about `limit` for each agent.
 
-    `trust`, `protocols`: as of `directed_pairs`; a mapping may work its values out and need not hold all pairs.
+    `trust`: of each agent as a source, 0.5 where none is known. `protocols`: of each (source, receiver), none if they
+    cannot exchange anything; without it, text alone. A mapping may work its values out and need not hold all pairs.
     `gained`: what `Matchmaker.gained` says of the state. What is random follows from `seed` and the profiles.
     """
     names, believed = tuple(profiles), trust or {}

@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge
 
-from peertune.matchmakers.base import Matchmaker, Pair, State, contexts_of, greedy_pairs
+from peertune.matchmakers.base import Candidates, Matchmaker, Pair, State, greedy_pairs
 from peertune.profiles import HISTOGRAM, LOSS, SCORE
 
 
@@ -30,19 +30,21 @@ class HeteroGreedy(Matchmaker):
     def match(self, state: State, candidates: Sequence[Pair], k: int) -> list[Pair]:
         if not candidates:
             return []
-        contexts = contexts_of(candidates)
-        contexts = contexts.reshape(len(candidates), 2, -1)
-        distances = jensen_shannon(contexts[:, 0, HISTOGRAM], contexts[:, 1, HISTOGRAM])  # 0..1
-        better = np.array([_skill(source) >= _skill(receiver) for source, receiver in contexts])
-        return greedy_pairs(candidates, (distances + 2 * better).tolist(), k, self.max_students)
+        pairs = Candidates.of(candidates)
+        histograms = pairs.profiles[:, HISTOGRAM]
+        distances = jensen_shannon(histograms[pairs.sources], histograms[pairs.receivers])  # 0..1
+        rank = _ranks(pairs.profiles)
+        better = rank[pairs.sources] >= rank[pairs.receivers]
+        return greedy_pairs(candidates, distances + 2 * better, k, self.max_students)
 
     def update(self, state: State, pair: Pair, reward: float) -> State:
         return state
 
 
-def _skill(profile: np.ndarray) -> tuple[float, float]:
-    """The better performer has the higher validation score or, equal scores being common, the lower loss."""
-    return float(profile[SCORE]), -float(profile[LOSS])
+def _ranks(profiles: np.ndarray) -> np.ndarray:
+    """The better performer has the higher validation score or, equal scores being common, the lower loss: [agents]."""
+    _, rank = np.unique(profiles[:, [SCORE, LOSS]] * (1, -1), axis=0, return_inverse=True)
+    return rank
 
 
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:

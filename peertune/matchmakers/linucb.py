@@ -44,7 +44,7 @@ class LinUCB(Matchmaker):
         contexts, theta = contexts_of(candidates), state["inverse"] @ state["moment"]
         variance = np.einsum("pd,pd->p", contexts @ state["inverse"], contexts)
         scores = contexts @ theta + self.beta * np.sqrt(np.maximum(variance, 0.0))
-        chosen = greedy_pairs(candidates, scores.tolist(), k, self.max_students)
+        chosen = greedy_pairs(candidates, scores, k, self.max_students)
         rewards = self._destandardise(state, np.array([pair.context @ theta for pair in chosen]))
         return [replace(pair, predicted=reward) for pair, reward in zip(chosen, rewards, strict=True)]
 

@@ -43,15 +43,8 @@ def best_disjoint(weights: np.ndarray, k: int) -> list[tuple[int, int]]:
     Of two directions the better one counts, of equal ones that of the lower source. Pairs come best first.
     """
     edges = Edges.of(weights)
-    return _listed(edges, disjoint_edges(edges, k))
-
-
-def best_assignment(weights: np.ndarray, k: int, max_students: int) -> list[tuple[int, int]]:
-    """At most `k` directed pairs (source, receiver) of the greatest total weight: a receiver has one source, a source
-    at most `max_students` receivers, and an agent may be both. `weights` as in `best_disjoint`.
-    """
-    edges = Edges.of(weights)
-    return _listed(edges, assigned_edges(edges, k, max_students))
+    chosen = disjoint_edges(edges, k)
+    return list(zip(edges.sources[chosen].tolist(), edges.receivers[chosen].tolist(), strict=True))
 
 
 def disjoint_edges(edges: Edges, k: int) -> np.ndarray:
@@ -67,7 +60,9 @@ def disjoint_edges(edges: Edges, k: int) -> np.ndarray:
 
 
 def assigned_edges(edges: Edges, k: int, max_students: int) -> np.ndarray:
-    """`best_assignment` of listed edges: which of them, best first, int64."""
+    """Which edges are at most `k` of the greatest total weight, best first, int64: a receiver has one source, a source
+    at most `max_students` receivers, and an agent may be both. Edges of no positive weight are left out.
+    """
     useful = np.flatnonzero(edges.weights > 0)
     some, places = edges.those(useful), min(max_students, edges.agents)
     if k < 1 or not len(useful):
@@ -75,10 +70,6 @@ def assigned_edges(edges: Edges, k: int, max_students: int) -> np.ndarray:
     if edges.agents * (edges.agents * places + max(0, edges.agents - k)) <= _CELLS:
         return useful[_best_first(some, _assignment(some, k, places))]
     return useful[_greedy(some, places, apart=False)[:k]]
-
-
-def _listed(edges: Edges, index: np.ndarray) -> list[tuple[int, int]]:
-    return list(zip(edges.sources[index].tolist(), edges.receivers[index].tolist(), strict=True))
 
 
 def _better_direction(edges: Edges) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge
 
-from peertune.matchmakers.base import Matchmaker, Pair, State, greedy_pairs
+from peertune.matchmakers.base import Candidates, Matchmaker, Pair, State, greedy_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +27,15 @@ class RoundRobin(Matchmaker):
         return {"met": np.zeros((0, 3), dtype=np.int64)}  # CRC-32 of source and of receiver, number of exchanges
 
     def match(self, state: State, candidates: Sequence[Pair], k: int) -> list[Pair]:
-        names = sorted({name for pair in candidates for name in (pair.source, pair.receiver)})
-        place = {name: index for index, name in enumerate(names)}
-        met = {(source, receiver): count for source, receiver, count in state["met"].tolist()}
-        crc = {name: zlib.crc32(name.encode()) for name in names}
-        slot = _slot if self.max_students == 1 else _shift
-        slots = [slot(place[pair.source], place[pair.receiver], len(names)) for pair in candidates]
-        turns = [
-            met.get((crc[pair.source], crc[pair.receiver]), 0) * 2 * (len(names) + 1) + turn
-            for pair, turn in zip(candidates, slots, strict=True)
-        ]
-        return greedy_pairs(candidates, [-turn for turn in turns], k, self.max_students)
+        if not candidates:
+            return []
+        pairs = Candidates.of(candidates)
+        there = sorted(set(pairs.sources.tolist()) | set(pairs.receivers.tolist()), key=pairs.names.__getitem__)
+        place, slot = np.zeros(len(pairs.names), dtype=np.int64), _slots if self.max_students == 1 else _shifts
+        place[there] = np.arange(len(there))
+        slots = slot(place[pairs.sources], place[pairs.receivers], len(there))
+        turns = _times_met(state, pairs) * 2 * (len(there) + 1) + slots
+        return greedy_pairs(candidates, -turns, k, self.max_students)
 
     def update(self, state: State, pair: Pair, reward: float) -> State:
         key = np.array([zlib.crc32(pair.source.encode()), zlib.crc32(pair.receiver.encode())])
@@ -47,16 +45,24 @@ class RoundRobin(Matchmaker):
         return {"met": state["met"] + np.where(here, 1, 0)[:, None] * np.array([0, 0, 1])}
 
 
-def _slot(source: int, receiver: int, agents: int) -> int:
+def _times_met(state: State, pairs: Candidates) -> np.ndarray:
+    """How often each of these pairs has met, int64 [pairs]."""
+    crc = [zlib.crc32(name.encode()) for name in pairs.names]
+    met = {(source, receiver): count for source, receiver, count in state["met"].tolist()}
+    ends = zip(pairs.sources.tolist(), pairs.receivers.tolist(), strict=True)
+    return np.array([met.get((crc[source], crc[receiver]), 0) for source, receiver in ends], dtype=np.int64)
+
+
+def _slots(sources: np.ndarray, receivers: np.ndarray, agents: int) -> np.ndarray:
     """The round of the tournament in which these two meet, from 0; the return matches come in the second half."""
     rounds = agents - 1 + agents % 2  # with an odd number, one rests in each round
     last = rounds if agents % 2 == 0 else -1  # the one agent that stays in its place
-    low, high = min(source, receiver), max(source, receiver)
-    meeting = 2 * low % rounds if high == last else (low + high) % rounds
-    forth = (source < receiver) == ((low + high) % 2 == 0)  # in each half everybody teaches about as often as learns
-    return meeting if forth else rounds + meeting
+    low, high = np.minimum(sources, receivers), np.maximum(sources, receivers)
+    meeting = np.where(high == last, 2 * low, low + high) % rounds
+    forth = (sources < receivers) == ((low + high) % 2 == 0)  # in each half all teach about as often as they learn
+    return np.where(forth, meeting, rounds + meeting)
 
 
-def _shift(source: int, receiver: int, agents: int) -> int:
+def _shifts(sources: np.ndarray, receivers: np.ndarray, agents: int) -> np.ndarray:
     """The round, from 0, in which everybody learns from whoever is so many places further on."""
-    return (source - receiver - 1) % agents
+    return (sources - receivers - 1) % agents

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from peertune.matchmakers.base import Pair
+from peertune.matchmakers.base import Candidates
 from peertune.profiles import BINS, HISTOGRAM, INVERSE_PERPLEXITY, LOSS, PARAMETERS, SCORE
 
 Heterogeneity = Literal["low", "medium", "high"]
@@ -47,13 +47,13 @@ class Environment(ABC):
         """What it is all for: the skill of each agent, 0..1, [agents]."""
 
 
-def candidates(environment: Environment) -> list[Pair]:
-    """Every directed pair, as `directed_pairs` would give them."""
-    profiles, names = environment.profiles(), environment.names
-    agents, width = profiles.shape
-    contexts = np.empty((agents, agents, 2 * width))
-    contexts[:, :, :width], contexts[:, :, width:] = profiles[:, None], profiles[None]
-    return [Pair(names[i], names[j], contexts[i, j]) for i in range(agents) for j in range(agents) if i != j]
+def candidates(environment: Environment) -> Candidates:
+    """Every directed pair, by text, as `candidate_pairs` would give them."""
+    agents = len(environment.names)
+    sources, receivers = np.nonzero(~np.eye(agents, dtype=bool))
+    unknown, none = np.full(agents, 0.5), np.zeros(len(sources))
+    protocols = none.astype(np.int64)
+    return Candidates(environment.names, environment.profiles(), unknown, sources, receivers, protocols, none)
 
 
 class TrustEnvironment(Environment):

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge
 
-from peertune.matchmakers.base import Matchmaker, Pair, State, greedy_pairs
+from peertune.matchmakers.base import Candidates, Matchmaker, Pair, State, greedy_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +28,18 @@ class Uniform(Matchmaker):
         return {"seed": np.array([seed])}
 
     def match(self, state: State, candidates: Sequence[Pair], k: int) -> list[Pair]:
-        digest = 0
-        for pair in candidates:
-            digest = zlib.crc32(pair.context.tobytes(), digest)
-        random = np.random.default_rng([int(state["seed"][0]), digest])
-        protocols: dict[tuple[str, str], list[Pair]] = {}
-        for pair in candidates:
-            protocols.setdefault((pair.source, pair.receiver), []).append(pair)
-        drawn = [some[random.integers(len(some))] for some in protocols.values()]
-        return greedy_pairs(drawn, random.random(len(drawn)).tolist(), k, self.max_students)
+        if not candidates:
+            return []
+        pairs = Candidates.of(candidates)
+        random = np.random.default_rng([int(state["seed"][0]), zlib.crc32(pairs.contexts().tobytes())])
+        key = pairs.sources * len(pairs.names) + pairs.receivers
+        _, first, counts = np.unique(key, return_index=True, return_counts=True)
+        in_turn, starts = np.argsort(first), np.cumsum(counts) - counts
+        protocols = random.integers(counts[in_turn])
+        drawn = np.argsort(key, kind="stable")[starts[in_turn] + protocols]
+        scores = np.full(len(pairs), -np.inf)  # another protocol's turn never comes: whoever it is for is taken by then
+        scores[drawn] = random.random(len(drawn))
+        return greedy_pairs(candidates, scores, k, self.max_students)
 
     def update(self, state: State, pair: Pair, reward: float) -> State:
         return state

@@ -14,13 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from peertune.errors import StorageError
 from peertune.matchmakers import HeteroGreedy, LinUCB, Matchmaker, Pairwise, RoundRobin, Uniform
 from peertune.matchmakers.matching import best_disjoint
 from peertune.matchmakers.oracle import Oracle
-from peertune.matchmakers.synthetic import ALPHA, ENVIRONMENTS, Environment, Heterogeneity, candidates
+from peertune.matchmakers.synthetic import ALPHA, ENVIRONMENTS, Heterogeneity, candidates
 from peertune.studies.summary import summarise, write
 
 Watch = Callable[[int, int], None]  # told (done, all) after each piece of work
@@ -97,21 +95,15 @@ def play(cell: Cell) -> Outcome:
     reward, regret, taken = 0.0, 0.0, 0
     for _ in range(cell.rounds):
         gains = environment.gains()
-        policy = POLICIES.get(cell.arm) or Oracle(_by_name(environment, gains), ORACLES[cell.arm])
+        policy = POLICIES.get(cell.arm) or Oracle(gains, ORACLES[cell.arm])
         pairs = policy.match(state, candidates(environment), places)
         chosen = [(place[pair.source], place[pair.receiver]) for pair in pairs]
         achieved = sum(float(gains[pair]) for pair in chosen)
         best = sum(float(gains[pair]) for pair in best_disjoint(gains, places))
         reward, regret, taken = reward + achieved, regret + best - achieved, taken + len(chosen)
-        for pair, measured in zip(pairs, environment.exchange(chosen), strict=True):
-            state = policy.update(state, pair, measured)
+        state = policy.update_all(state, zip(pairs, environment.exchange(chosen), strict=True))
     skills, total = environment.skills(), cell.rounds * places
     return Outcome(reward / total, regret / cell.rounds, float(skills.mean()), float(skills.min()), 1 - taken / total)
-
-
-def _by_name(environment: Environment, gains: np.ndarray) -> dict[tuple[str, str], float]:
-    names = environment.names
-    return {(a, b): float(gains[i, j]) for i, a in enumerate(names) for j, b in enumerate(names) if i != j}
 
 
 def study(folder: Path, plan: Plan, watch: Watch) -> list[Path]:
