@@ -22,15 +22,15 @@ ENVIRONMENT = {
 
 
 class Process:
-    """A worker process and the pipe to it."""
+    """A worker process, which runs `module`, and the pipe to it."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], module: str = "peertune.engines.worker") -> None:
         ours, theirs = socket.socketpair()
         # Ctrl-C is the coordinator's to handle, but a terminal sends it to all: a worker inherits that it is blocked
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "peertune.engines.worker", str(theirs.fileno())],
+                [sys.executable, "-m", module, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # stdout is for the run's events; what a library prints goes to stderr
@@ -51,10 +51,14 @@ class Process:
         except OSError:  # it died with a request unread, or in the middle of its reply
             raise EOFError from None
 
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
     def stop(self) -> None:
-        self.connection.close()
         self._process.kill()
         self._process.wait()
+        self.connection.close()  # after its end: another thread may be reading
 
 
 class Inline:

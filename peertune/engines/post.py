@@ -1,0 +1,113 @@
+"""What a coordinator and the agents' sites say to each other, as bytes, and how to ask over a line that may fail.
+
+A run that is started again begins a new `session`; within it the `round` counts the barriers, and within a round every
+call has its number. Whatever arrives twice is therefore known to be the same.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from peertune.engines.base import Argument, Ref
+from peertune.engines.worker import Done, Refused, Started, Value, Withheld
+from peertune.errors import PayloadError
+
+FACTS = -1  # the number of a call that nobody makes: its answer describes the agent
+LONGEST = 20.0  # seconds that one question waits at a site; a call may take hours
+TRANSIT = 30.0  # seconds that question and answer may be on their way
+PAUSES = (0.2, 5.0)  # seconds between attempts, the first and the longest
+LARGEST = 1 << 32  # bytes of one message
+
+
+class Order(msgspec.Struct, frozen=True):
+    """One call."""
+
+    ref: Ref
+    args: list[Argument]
+
+
+class Submit(msgspec.Struct, tag=True):
+    """Run these calls, in this order, after all that came before."""
+
+    session: str
+    round: int
+    orders: list[Order]
+
+
+class Get(msgspec.Struct, tag=True):
+    """The answer of a call, for whoever asks; `wait` seconds for it."""
+
+    session: str
+    round: int
+    ref: Ref
+    wait: float = LONGEST
+
+
+class Drain(msgspec.Struct, tag=True):
+    """What happened in the round, as soon as all its calls have run; `wait` seconds for it."""
+
+    session: str
+    round: int
+    wait: float = LONGEST
+
+
+class Clear(msgspec.Struct, tag=True):
+    """The round has ended everywhere: drop its answers."""
+
+    session: str
+    round: int
+
+
+class Accepted(msgspec.Struct, tag=True):
+    pass
+
+
+class Pending(msgspec.Struct, tag=True):
+    """Not yet: ask again."""
+
+
+class Drained(msgspec.Struct, tag=True):
+    """Each call of the round and what came of it; was the agent's process lost in it?"""
+
+    calls: list[tuple[Ref, Done]]
+    lost: bool
+
+
+Question = Submit | Get | Drain | Clear
+Answer = Accepted | Pending | Drained | Started | Refused | Value | Withheld
+VERBS: dict[str, type[Question]] = {"submit": Submit, "get": Get, "drain": Drain, "clear": Clear}
+Line = Callable[[str, bytes, float], bytes]  # (verb, question, seconds) -> answer; raises `ConnectionError`
+
+
+def ask(line: Line, question: Question, patience: float) -> Answer:
+    """The answer to one question, repeated until it is there. Raises `ConnectionError` when the line has failed for
+    `patience` seconds, `PayloadError` for bytes that are no answer.
+    """
+    raw = msgspec.msgpack.encode(question)
+    verb = type(question).__name__.lower()
+    end, pause = 0.0, PAUSES[0]
+    while True:
+        try:
+            answer: Answer = read(line(verb, raw, LONGEST + TRANSIT), Answer)
+        except ConnectionError:
+            end = end or time.monotonic() + patience
+            if time.monotonic() + pause > end:
+                raise
+            time.sleep(pause)
+            pause = min(2 * pause, PAUSES[1])
+            continue
+        if not isinstance(answer, Pending):
+            return answer
+        end, pause = 0.0, PAUSES[0]
+
+
+def read(raw: bytes, kind: Any) -> Any:
+    """Decode one message. Raises `PayloadError`."""
+    if len(raw) > LARGEST:
+        raise PayloadError(f"a message has at most {LARGEST} bytes, found {len(raw)}")
+    try:
+        return msgspec.msgpack.decode(raw, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise PayloadError(f"not a valid message ({type(error).__name__})") from None

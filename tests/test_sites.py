@@ -1,0 +1,241 @@
+"""Sites and their engine without a network: the contract, and what only they have to keep."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from toy import NAMES, fault
+from toy_sites import SESSION, Village
+
+from peertune.engines import post
+from peertune.engines.base import Argument, Ref
+from peertune.engines.flare import FlareEngine
+from peertune.engines.worker import Done, Refused, Value
+from peertune.errors import AgentError, ConfigError, PayloadError, PeertuneError
+from peertune.federation import Federation
+from peertune.ledger import COORDINATOR
+from peertune.payloads import Gradient, Number, Profile, Verdicts, encode, kind_of
+
+pytest.register_assert_rewrite("contract")
+
+from contract import *  # noqa: E402, F403
+from contract import FIT, PICKS, failures, is_alive  # noqa: E402
+
+Start = Callable[..., Village]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
+    folder = tmp_path_factory.mktemp("toys")
+    village = Village(folder)
+    yield village.engine, folder, [[name] for name in NAMES]
+    village.close()
+
+
+@pytest.fixture
+def villages() -> Iterator[Start]:
+    """Starts villages, and closes them in the end."""
+    started: list[Village] = []
+
+    def start(*args: Any, **more: Any) -> Village:
+        started.append(Village(*args, **more))
+        return started[-1]
+
+    yield start
+    for village in started:
+        village.close()
+
+
+# Deadlines and refusals
+
+
+def test_an_agent_that_hangs_past_the_deadline_costs_nobody_else(tmp_path: Path, villages: Start) -> None:
+    fed = Federation(villages(tmp_path, deadline=1.0).engine, NAMES)
+    found = fed.gather({"hanging": fed["a0"].share(fault("hang")), "other": fed["a1"].profile()})
+    assert list(found) == ["other"]
+    after = fed["a0"].profile()
+    log = fed.end_round()
+    assert failures(log) == [
+        ("a0", "share", "no answer within 1 s; its process was stopped"),
+        ("a0", "profile", "its process was lost earlier in this round"),
+    ]
+    assert log.lost == ["a0"] and after.owner == "a0"
+    assert isinstance(fed.fetch(fed["a0"].profile()), Profile)
+
+
+def test_an_agent_hands_out_answers_while_it_works(tmp_path: Path, villages: Start) -> None:
+    fed = Federation(villages(tmp_path, deadline=3.0).engine, NAMES)
+    texts = fed["a0"].share(PICKS)
+    fed["a0"].share(fault("hang"))
+    began = time.monotonic()
+    assert isinstance(fed.fetch(fed["a1"].accept(PICKS, texts)), Verdicts)
+    assert time.monotonic() - began < 2.5
+    fed.end_round()
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind"), [({"refusal": "no model at /nowhere"}, ConfigError), ({"crash": "1"}, PeertuneError)]
+)
+def test_agents_that_cannot_be_built(tmp_path: Path, villages: Start, spec: dict[str, str], kind: type) -> None:
+    with pytest.raises(kind, match=r"^no model at /nowhere$|^the process of a1 ended while it loaded"):
+        villages(tmp_path, **spec)
+
+
+def test_closing_leaves_no_process(tmp_path: Path, villages: Start) -> None:
+    village = villages(tmp_path)
+    for agent in (fed := Federation(village.engine, NAMES)).agents:
+        agent.fit(1)
+    fed.end_round()
+    living = [int(path.read_text().split()[0]) for path in tmp_path.glob("*.trace")]
+    assert len(living) == len(NAMES) and all(map(is_alive, living))
+    village.close()
+    assert not any(map(is_alive, living))
+
+
+# Who may ask what
+
+
+@pytest.fixture
+def village(tmp_path: Path, villages: Start) -> Village:
+    return villages(tmp_path, names=("a0", "a1"))
+
+
+def question(village: Village, caller: str, message: post.Question) -> post.Answer:
+    raw = village.sites["a0"].answer(caller, type(message).__name__.lower(), msgspec.msgpack.encode(message))
+    return msgspec.msgpack.decode(raw, type=post.Answer)
+
+
+@pytest.mark.parametrize("caller", ["a1", "stranger", "server"])
+def test_only_the_coordinator_may_submit_drain_and_clear(village: Village, caller: str) -> None:
+    order = post.Order(Ref("a0", 0, "fit"), [])
+    for message in (post.Submit(SESSION, 0, [order]), post.Drain(SESSION, 0), post.Clear(SESSION, 0)):
+        answer = question(village, caller, message)
+        assert isinstance(answer, Refused) and f"{caller} may not" in answer.message
+    assert not (Path(village.folder) / "a0.trace").exists()
+
+
+def test_a_stranger_gets_nothing_and_an_agent_no_description(village: Village) -> None:
+    assert isinstance(question(village, "stranger", post.Get(SESSION, 0, Ref("a0", 0, "share"), 0.0)), Refused)
+    assert isinstance(question(village, "a1", post.Get(SESSION, 0, Ref("a0", post.FACTS, "facts"), 0.0)), Refused)
+
+
+def test_a_question_of_another_session_or_for_another_agent_is_refused(village: Village) -> None:
+    for message in (post.Drain("toys/2", 0), post.Get(SESSION, 0, Ref("a1", 0, "fit"), 0.0)):
+        assert isinstance(question(village, COORDINATOR, message), Refused)
+
+
+@pytest.mark.parametrize("raw", [b"", b"\xc1", b"\x81\xa4type\xa3Get", msgspec.msgpack.encode(post.Clear(SESSION, 0))])
+def test_bytes_that_are_no_question_are_refused(village: Village, raw: bytes) -> None:
+    answer = msgspec.msgpack.decode(village.sites["a0"].answer(COORDINATOR, "submit", raw), type=post.Answer)
+    assert isinstance(answer, Refused) and "not a valid message" in answer.message
+
+
+def test_a_call_that_arrives_twice_runs_once(village: Village, tmp_path: Path) -> None:
+    submit = post.Submit(SESSION, 0, [post.Order(Ref("a0", 7, "fit"), [Argument(None, encode(Number(1)))])])
+    for _ in range(3):
+        assert isinstance(question(village, COORDINATOR, submit), post.Accepted)
+    drained = question(village, COORDINATOR, post.Drain(SESSION, 0))
+    assert isinstance(drained, post.Drained) and [ref.id for ref, _ in drained.calls] == [7]
+    assert question(village, COORDINATOR, post.Drain(SESSION, 0)) == drained
+    question(village, COORDINATOR, post.Clear(SESSION, 0))
+    question(village, COORDINATOR, post.Clear(SESSION, 0))
+    question(village, COORDINATOR, submit)  # late, of a round that has ended
+    assert question(village, COORDINATOR, post.Drain(SESSION, 1)) == post.Drained([], False)
+    assert (tmp_path / "a0.trace").read_text().count("fit") == 1
+
+
+def test_an_answer_that_is_kept_once_can_be_asked_for_again_by_whoever_lost_it(village: Village) -> None:
+    """Only by the one that has it already: the line may fail after the site has let go."""
+    site = village.sites["a0"]
+    answers = [Value(encode(Gradient({"gradient/g": np.zeros(2, np.float32)}, step=1)))]
+    site._round.seen.add(0)
+    site._round.done[0] = (Ref("a0", 0, "split_loss"), Done([], None, (0.0, 0.0)))
+    site._child.aside = lambda message: answers.pop()  # type: ignore[method-assign]
+    get = post.Get(SESSION, 0, Ref("a0", 0, "split_loss"), 0.0)
+    first = question(village, "a1", get)
+    assert isinstance(first, Value) and question(village, "a1", get) == first and not answers
+
+
+# Lines that fail
+
+
+def test_a_line_that_fails_for_a_while_changes_nothing(village: Village) -> None:
+    """Every second question is lost on its way there, or its answer on its way back."""
+    lines, asked = village.lines(), itertools.count()
+
+    def shaky(name: str) -> post.Line:
+        def carry(verb: str, raw: bytes, seconds: float) -> bytes:
+            turn = next(asked) % 4
+            answer = b"" if turn == 0 else lines[name](verb, raw, seconds)
+            if turn in (0, 2):
+                raise ConnectionError("cut")
+            return answer
+
+        return carry
+
+    fed = Federation(FlareEngine({name: shaky(name) for name in lines}, SESSION, patience=20.0), list(lines))
+    for agent in fed.agents:
+        agent.fit(3)
+    profiles = fed.gather({agent.name: agent.profile() for agent in fed.agents})
+    assert [profiles[name].values[0] for name in lines] == pytest.approx([FIT[name] for name in lines])
+    assert not failures(fed.end_round())
+
+
+def test_a_site_out_of_reach_fails_its_own_calls_and_nobody_elses(village: Village) -> None:
+    cut: set[str] = set()
+
+    def carry(name: str, verb: str, raw: bytes, seconds: float) -> bytes:
+        if name in cut:
+            raise ConnectionError("no route")
+        return village.lines()[name](verb, raw, seconds)
+
+    names = list(village.sites)
+    fed = Federation(FlareEngine({name: partial(carry, name) for name in names}, SESSION, patience=0.5), names)
+    cut.add("a0")
+    found = fed.gather({"a0": fed["a0"].profile(), "a1": fed["a1"].profile()})
+    assert list(found) == ["a1"]
+    log = fed.end_round()
+    assert failures(log) == [("a0", "profile", "a0 is out of reach: no route")] and log.lost == ["a0"]
+    cut.clear()
+    assert isinstance(fed.fetch(fed["a0"].profile()), Profile)
+
+
+# The seal
+
+
+class Envelope:
+    """A seal that shows: it says what it is for, and opens nothing else."""
+
+    def __init__(self) -> None:
+        self.seen: list[bytes] = []
+
+    def close(self, raw: bytes, ref: Ref, reader: str, round: int) -> bytes:
+        self.seen.append(raw)
+        return f"{ref.owner}>{reader}:{round}:{ref.id}:".encode() + raw[::-1]
+
+    def open(self, raw: bytes, ref: Ref, reader: str, round: int) -> bytes:
+        label = f"{ref.owner}>{reader}:{round}:{ref.id}:".encode()
+        if not raw.startswith(label):
+            raise PayloadError("this is sealed for somebody else")
+        return raw.removeprefix(label)[::-1]
+
+
+def test_what_goes_to_another_agent_is_sealed_and_what_goes_to_the_coordinator_is_not(
+    tmp_path: Path, villages: Start
+) -> None:
+    envelope = Envelope()
+    fed = Federation(villages(tmp_path, seal=envelope).engine, NAMES)
+    fed.fetch(fed["a0"].profile())
+    assert isinstance(fed.fetch(fed["a1"].accept(PICKS, fed["a0"].share(PICKS))), Verdicts)
+    assert [kind_of(raw) for raw in envelope.seen] == ["texts"]
+    envelope.open = lambda raw, ref, reader, round: Envelope.open(envelope, b"x" + raw, ref, reader, round)  # type: ignore
+    with pytest.raises(
+        AgentError, match=r"a0\.share failed: its answer is not valid: this is sealed for somebody else"
+    ):
+        fed.fetch(fed["a2"].accept(PICKS, fed["a0"].share(PICKS)))
