@@ -25,7 +25,8 @@ class Knowledge:
     `lengths` int32 [P]: the positions of each problem, 0 = nothing is known of it. `logp` float32 [N, k]: log p of the
     tokens `ids` int32 [N, k], each once in a row. `tail` float32 [N]: the log of the probability of all other tokens;
     -inf where there are none. `counts` int32 [N]: how many entries of a row there are; those beyond are padding, with
-    log p -inf and the row's first id; None = k everywhere. Dense: `logp` [N, width], and `ids`, `tail`, `counts` None.
+    log p -inf and the row's first id; None = k everywhere. A row of 0 entries says nothing, since its tail is the whole
+    vocabulary: a student loses nothing there. Dense: `logp` [N, width], and `ids`, `tail`, `counts` None.
     """
 
     lengths: np.ndarray
@@ -89,6 +90,19 @@ class Knowledge:
         parts = {name: None if array is None else array[rows] for name, array in self._tables()}
         return replace(self, lengths=np.where(keep, self.lengths, 0).astype(np.int32), **parts)
 
+    def spread(self, rows: np.ndarray, lengths: np.ndarray) -> "Knowledge":
+        """As knowledge of all positions of problems of `lengths` [P]: the i-th row is that of position `rows[i]`.
+
+        `rows` [N] rises. Nothing is said of the other positions, nor, with length 0, of a problem without any row. Of
+        sparse knowledge only.
+        """
+        assert self.ids is not None and self.tail is not None
+        shape = int(lengths.sum()), self.logp.shape[1]
+        logp, ids = np.full(shape, -np.inf, dtype=np.float32), np.zeros(shape, dtype=np.int32)
+        tail, counts = np.zeros(shape[0], dtype=np.float32), np.zeros(shape[0], dtype=np.int32)
+        logp[rows], ids[rows], tail[rows], counts[rows] = self.logp, self.ids, self.tail, self.listed.sum(axis=1)
+        return Knowledge(lengths.astype(np.int32), self.width, logp, ids, tail, counts).only(self.lengths > 0)
+
     def trim(self, mass: float) -> "Knowledge":
         """Of each row no more entries than it takes to have the probability `mass` together; the others join the tail.
 
@@ -144,8 +158,8 @@ def _check_shapes(known: Knowledge) -> None:
         raise PayloadError("knowledge: expected ids beside the tail or the counts, found none")
     if not 1 <= k <= known.width < 1 << 31:
         raise PayloadError(f"knowledge: expected 1 to {known.width} entries a position, found {k}")
-    if known.counts is not None and ((known.counts < 1) | (known.counts > k)).any():
-        raise PayloadError(f"knowledge: expected counts of 1 to {k}, found others")
+    if known.counts is not None and ((known.counts < 0) | (known.counts > k)).any():
+        raise PayloadError(f"knowledge: expected counts of 0 to {k}, found others")
     if (known.lengths < 0).any() or int(known.lengths.sum(dtype=np.int64)) != rows:
         raise PayloadError(f"knowledge: expected lengths of 0 or more that sum to {rows} positions, found others")
 

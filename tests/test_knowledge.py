@@ -121,6 +121,18 @@ def test_problems_can_be_taken_out_left_out_and_joined(known: Knowledge) -> None
     np.testing.assert_array_equal(left.logp, last.logp)
 
 
+@pytest.mark.parametrize("known", [packed(), packed(6).trim(0.8)], ids=["top-k", "ragged"])
+def test_spread_knowledge_says_nothing_of_the_other_positions(known: Knowledge) -> None:
+    wide = known.spread(np.array([1, 2, 8, 9, 10]), np.array([4, 3, 4]))
+    wide.check()
+    assert list(wide.lengths) == [4, 0, 4]
+    counts, ids, logp, tail = known.rows()
+    for found, expected in zip(wide.rows()[1:3], (ids, logp), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(wide.rows()[0], [0, counts[0], counts[1], 0, 0, *counts[2:]])
+    np.testing.assert_array_equal(wide.tail, [0, tail[0], tail[1], 0, 0, *tail[2:]])
+
+
 def test_nothing_is_knowledge() -> None:
     for k in (None, 3):
         pack(np.zeros((0, WIDTH)), np.zeros(2), k).check()
@@ -165,8 +177,9 @@ BAD = {
     "id too large": (replace(packed(), ids=changed(packed().ids, (0, 1), WIDTH)), "ids of 0 to 10"),
     "negative id": (replace(packed(), ids=changed(packed().ids, (0, 1), -1)), "ids of 0 to 10"),
     "id twice": (replace(packed(), ids=changed(packed().ids, (0, 1), packed().ids[0, 3])), "once in a row"),
-    "count of 0": (replace(ragged, counts=changed(ragged.counts, (0,), 0)), "counts of 1 to"),
-    "count too large": (replace(ragged, counts=changed(ragged.counts, (0,), 9)), "counts of 1 to"),
+    "count of 0": (replace(ragged, counts=changed(ragged.counts, (0,), 0)), "padding"),
+    "negative count": (replace(ragged, counts=changed(ragged.counts, (0,), -1)), "counts of 0 to"),
+    "count too large": (replace(ragged, counts=changed(ragged.counts, (0,), 9)), "counts of 0 to"),
     "padding": (replace(packed(), counts=np.array([4, 4, 3, 4, 4], np.int32)), "padding"),
     "a tail of nothing": (replace(packed(WIDTH), tail=np.full(5, -9.0, np.float32)), "all tokens are listed"),
 }
