@@ -16,7 +16,7 @@ from peertune.doctor import Check
 from peertune.ledger import Ledger
 from peertune.listing import listing
 
-VERBS = ("init", "ls", "validate", "doctor", "plan", "run", "resume", "show", "export", "study", "audit")
+VERBS = ("init", "ls", "validate", "doctor", "plan", "run", "resume", "show", "export", "study", "audit", "outbox")
 SMALL = """\
 task: codelets
 agents: [{model: bundled/qwen2}, {model: bundled/gpt2}]

@@ -16,6 +16,7 @@ TOP = (
         "assemble",
         "cli",
         "measuring",
+        "sent",
         "audit",
         "options",
         "experiment",
