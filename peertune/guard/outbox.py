@@ -142,7 +142,7 @@ class Outbox:
             write_private(folder / "contents" / departure.content, raw)
             if receipt:
                 write_private(folder / "receipts" / str(departure.receipt), receipt)
-            lines.append(json.dumps(_line(departure, raw)) + "\n")
+            lines.append(json.dumps(_line(departure, raw), ensure_ascii=False) + "\n")
         write_private(folder / "outbox.jsonl", "".join(lines).encode())
 
     def close(self) -> None:

@@ -1,0 +1,115 @@
+"""The seen-set: one opening for each message, across threads, processes and `kill -9`."""
+
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from parties import seals
+
+from peertune.errors import SealError, StorageError
+from peertune.guard import Replay
+
+DIGEST = bytes(32)
+TAKE = """
+import os, signal, sys
+from pathlib import Path
+from peertune.guard import Replay
+replay, name, count = Replay(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3])
+sys.stdin.readline()
+taken = [n for n in range(count) if replay.first("run", "clinic", n, 1, bytes(32))]
+print(*taken, flush=True)
+if name == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def taker(path: Path, name: str, count: int) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", TAKE, str(path), name, str(count)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_message_is_first_once(tmp_path: Path) -> None:
+    replay = Replay(tmp_path / "replay.sqlite")
+    assert replay.first("run", "clinic", 7, 1, DIGEST)
+    for round in (1, 2):
+        assert not replay.first("run", "clinic", 7, round, DIGEST)
+    assert replay.first("run", "clinic", 8, 1, DIGEST)
+    assert replay.first("run", "lab", 7, 1, DIGEST)
+    assert replay.first("run-2", "clinic", 7, 1, DIGEST)
+
+
+def test_what_was_received_in_a_round_is_known(tmp_path: Path) -> None:
+    replay = Replay(tmp_path / "replay.sqlite")
+    for source, sequence, round in (("clinic", 2**63 - 1, 1), ("clinic", 4, 1), ("lab", 4, 1), ("lab", 5, 2)):
+        assert replay.first("run", source, sequence, round, bytes([sequence % 256]) * 32)
+    assert replay.received("run", 1) == {
+        "clinic": {4: b"\4" * 32, 2**63 - 1: b"\xff" * 32},
+        "lab": {4: b"\4" * 32},
+    }
+    assert replay.received("run", 3) == replay.received("other", 1) == {}
+
+
+def test_the_set_is_there_after_kill_9(tmp_path: Path) -> None:
+    path = tmp_path / "replay.sqlite"
+    process = taker(path, "killed", 20)
+    out, _ = process.communicate("\n", timeout=60)
+    assert process.returncode == -signal.SIGKILL and out.split() == [str(n) for n in range(20)]
+    replay = Replay(path)
+    assert [n for n in range(25) if replay.first("run", "clinic", n, 1, DIGEST)] == [20, 21, 22, 23, 24]
+
+
+def test_two_processes_on_one_file_share_the_messages_out(tmp_path: Path) -> None:
+    """Both ask for all of 3 000: each goes to exactly one, and the file is whole."""
+    processes = [taker(tmp_path / "replay.sqlite", name, 3000) for name in ("one", "two")]
+    for process in processes:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    taken = [[int(word) for word in process.communicate(timeout=120)[0].split()] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sorted(taken[0] + taken[1]) == list(range(3000))
+    replay = Replay(tmp_path / "replay.sqlite")
+    with replay._store.transaction() as db:
+        assert db.execute("SELECT * FROM pragma_integrity_check").fetchall() == [("ok",)]
+    assert len(replay.received("run", 1)["clinic"]) == 3000
+
+
+def test_threads_share_the_messages_out(tmp_path: Path) -> None:
+    replay = Replay(tmp_path / "replay.sqlite")
+    with ThreadPoolExecutor(8) as pool:
+        first = list(pool.map(lambda n: replay.first("run", "clinic", n % 200, 1, DIGEST), range(1600)))
+    assert sum(first) == 200
+
+
+def test_one_message_in_many_threads_opens_once(tmp_path: Path) -> None:
+    party = seals(tmp_path, ("clinic", "lab"))
+    sealed = party["clinic"].close("lab", 1, b"raw")
+
+    def opened(_: int) -> bytes | None:
+        try:
+            return party["lab"].open("clinic", 1, sealed)
+        except SealError:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(opened, range(40)))
+    assert results.count(b"raw") == 1 and results.count(None) == 39
+
+
+def test_a_file_that_is_no_seen_set_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "replay.sqlite"
+    path.write_bytes(os.urandom(8192))
+    with pytest.raises(StorageError, match=r"replay\.sqlite.*move it away and start a run under a new name"):
+        Replay(path)
+
+
+def test_a_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    replay = Replay(tmp_path / "replay.sqlite")
+    replay._store._db.execute("PRAGMA user_version = 2")
+    replay.close()
+    with pytest.raises(StorageError, match="version 2, this peertune reads 1"):
+        Replay(tmp_path / "replay.sqlite")
