@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import rustworkx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,6 +77,30 @@ def test_assignment_equals_brute_force(matrix: np.ndarray, k: int, most: int) ->
     assert all(i != j and matrix[i, j] > 0 for i, j in chosen)
     best = max(total(matrix, pairs) for pairs in all_assignments(len(matrix), k, most))
     assert total(matrix, chosen) == pytest.approx(best, abs=1e-8)
+
+
+def by_dummies(matrix: np.ndarray, k: int) -> float:
+    """The greatest total another way: each agent that must stay alone is taken by a dummy, worth more than any pair."""
+    agents, graph = len(matrix), rustworkx.PyGraph(multigraph=False)
+    best = np.maximum(matrix, matrix.T).astype(int)
+    graph.add_nodes_from(range(2 * agents - 2 * k))
+    graph.add_edges_from([(i, j, int(best[i, j])) for i, j in itertools.combinations(range(agents), 2)])
+    graph.add_edges_from([(i, dummy, 10**4) for i in range(agents) for dummy in range(agents, 2 * agents - 2 * k)])
+    mates = rustworkx.max_weight_matching(graph, weight_fn=int)
+    return float(sum(best[pair] for pair in mates if max(pair) < agents))
+
+
+@pytest.mark.parametrize("most", [1, 3, 1000])
+@pytest.mark.parametrize("agents", [9, 24])
+def test_disjoint_among_many_of_equal_weight(agents: int, most: int) -> None:
+    """Whole weights up to `most`: often no price of a pair leaves just k."""
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        matrix = random.integers(1, most + 1, (agents, agents)).astype(np.float64)
+        k = int(random.integers(1, agents // 2))
+        chosen = best_disjoint(matrix, k)
+        assert len({one for pair in chosen for one in pair}) == 2 * len(chosen) == 2 * k
+        assert total(matrix, chosen) == by_dummies(matrix, k)
 
 
 def test_greedy_is_not_enough() -> None:

@@ -77,7 +77,7 @@ class Candidates(Sequence[Pair]):
 
     def contexts(self) -> np.ndarray:
         """Both profiles of each pair, the source's first: float64 [pairs, 64]."""
-        return np.hstack([self.profiles[self.sources], self.profiles[self.receivers]])
+        return self.profiles[np.stack([self.sources, self.receivers], axis=1)].reshape(len(self), -1)
 
     def __len__(self) -> int:
         return len(self.sources)

@@ -1,10 +1,10 @@
 """The best set of pairs, at most k: exact where that takes a moment, the best pair first in larger federations.
 
 Disjoint pairs are a matching of a general graph (Edmonds' blossom algorithm, here rustworkx's); a source with several
-students is an assignment of receivers to the places that sources have (scipy's). "At most k" is the dummy trick: each
-agent that must stay alone is taken by a dummy, which is worth more than any pair. Pairs of no positive weight are left
-out. Above the bounds below, the best pair is taken first, then the best that still fits: at least half of the greatest
-total (Avis 1983), and 0.93 to 0.98 of it where both were measured (docs/methods.md).
+students is an assignment of receivers to the places that sources have (scipy's). "At most k" is a price of each pair in
+the first, in the second a dummy for each receiver that must learn nothing, worth more than any pair. Pairs of no
+positive weight are left out. Above the bounds below, the best pair is taken first, then the best that still fits: at
+least half of the greatest total (Avis 1983), and 0.93 to 0.98 of it where both were measured (docs/methods.md).
 """
 
 from dataclasses import dataclass
@@ -50,13 +50,16 @@ def best_disjoint(weights: np.ndarray, k: int) -> list[tuple[int, int]]:
 def disjoint_edges(edges: Edges, k: int) -> np.ndarray:
     """`best_disjoint` of listed edges: which of them, best first, int64."""
     useful = _better_direction(edges)
-    some = edges.those(useful)
-    dummies = max(0, edges.agents - 2 * k)
     if k < 1 or not len(useful):
         return useful[:0]
-    if (edges.agents + dummies) * (len(useful) + edges.agents * dummies) <= _BLOSSOM:
-        return useful[_best_first(some, _blossom(some, dummies))]
-    return useful[_greedy(some, 1, apart=True)[:k]]
+    some = edges.those(useful)
+    taken = _greedy(some, 1, apart=True)
+    if edges.agents * len(useful) > _BLOSSOM:
+        return useful[taken[:k]]
+    if len(taken) >= 2 * k:  # k - 1 pairs meet 2 k - 2 of these at most: one is free instead of any that is worth less
+        useful = useful[some.weights >= some.weights[taken[2 * k - 2]]]
+        some = edges.those(useful)
+    return useful[_best_first(some, _blossom(some, k))]
 
 
 def assigned_edges(edges: Edges, k: int, max_students: int) -> np.ndarray:
@@ -88,20 +91,53 @@ def _best_first(edges: Edges, index: np.ndarray) -> np.ndarray:
     return index[np.lexsort((some.receivers, some.sources, -some.weights))]
 
 
-def _blossom(edges: Edges, dummies: int) -> np.ndarray:
-    """Which edges are in the maximum-weight matching. Each dummy takes one agent that stays alone."""
-    agents, last = edges.agents, edges.agents + dummies
+def _blossom(edges: Edges, k: int) -> np.ndarray:
+    """Which edges are in the maximum-weight matching of at most `k`.
+
+    Without that bound it may have more. The greatest total is concave in the number of pairs, so some price of a pair
+    leaves `k` of them; it is found from chords, of which each shows a number of pairs between those of its ends.
+    """
     whole = np.rint(edges.weights / edges.weights.max() * _STEPS).astype(np.int64) + 1
-    first = np.concatenate([edges.sources, np.tile(np.arange(agents), dummies)])
-    second = np.concatenate([edges.receivers, np.repeat(np.arange(agents, last), agents)])
-    every = np.concatenate([whole, np.full(agents * dummies, 2 * _STEPS)])
+    few, many = np.zeros(0, dtype=np.int64), _matching(edges, whole)
+    while len(many) > k:
+        left = (len(many) - len(few)) * whole - (whole[many].sum() - whole[few].sum())  # whole numbers again
+        between = _matching(edges, left)
+        if left[between].sum() == left[many].sum():
+            return _between(edges, few, many, k)
+        few, many = (between, many) if len(between) < k else (few, between)
+    return many
+
+
+def _matching(edges: Edges, whole: np.ndarray) -> np.ndarray:
+    """Which edges are in the matching of the greatest total of these whole numbers, of any number of pairs."""
+    useful = np.flatnonzero(whole > 0)
+    ends = (array[useful].tolist() for array in (edges.sources, edges.receivers, whole))
     graph = rustworkx.PyGraph(multigraph=False)
-    graph.add_nodes_from(range(last))
-    graph.add_edges_from(list(zip(first.tolist(), second.tolist(), every.tolist(), strict=True)))
-    mate = np.full(last, -1)
+    graph.add_nodes_from(range(edges.agents))
+    graph.add_edges_from(list(zip(*ends, strict=True)))
+    mate = np.full(edges.agents, -1)
     for one, other in rustworkx.max_weight_matching(graph, weight_fn=int):
         mate[[one, other]] = other, one
-    return np.flatnonzero(mate[edges.sources] == edges.receivers)
+    return useful[mate[edges.sources[useful]] == edges.receivers[useful]]
+
+
+def _between(edges: Edges, few: np.ndarray, many: np.ndarray, k: int) -> np.ndarray:
+    """A matching of `k` edges made of two that are the best at one price: where they differ, each of the paths that
+    alternate between them is worth the same on both sides, so that any may be exchanged.
+    """
+    differ = np.setxor1d(few, many)
+    graph = rustworkx.PyGraph()
+    graph.add_nodes_from(range(edges.agents))
+    graph.add_edges_from_no_data(
+        list(zip(edges.sources[differ].tolist(), edges.receivers[differ].tolist(), strict=True))
+    )
+    path = np.empty(edges.agents, dtype=np.int64)
+    for number, agents in enumerate(rustworkx.connected_components(graph)):
+        path[list(agents)] = number
+    path = path[edges.sources[differ]]
+    longer = np.bincount(path, np.where(np.isin(differ, many), 1, -1)) > 0  # by one edge each
+    exchanged = np.flatnonzero(longer)[: k - len(few)]
+    return np.setxor1d(few, differ[np.isin(path, exchanged)])
 
 
 def _assignment(edges: Edges, k: int, places: int) -> np.ndarray:
