@@ -470,6 +470,9 @@ def test_no_key_is_accepted_and_ignored() -> None:
         "activations",
         "labelled",
         "gradient",
+        "assessed",
+        "lexicon",
+        "tally",
     }  # of `release`, looked up by kind
     assert keys - used - kinds == set()
 

@@ -9,10 +9,14 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from peertune.align import Vocabulary
+from peertune.align.positions import BEFORE
+from peertune.assessment import Assessment
 from peertune.codecs import Codec
 from peertune.errors import PayloadError
 from peertune.knowledge import pack
@@ -20,7 +24,9 @@ from peertune.payloads import (
     PAYLOADS,
     PROFILE_SIZE,
     Activations,
+    Alignment,
     Arrays,
+    Assessed,
     Change,
     Claims,
     Distillation,
@@ -28,6 +34,7 @@ from peertune.payloads import (
     Gain,
     Gradient,
     Labelled,
+    Lexicon,
     Logits,
     Number,
     Payload,
@@ -39,6 +46,8 @@ from peertune.payloads import (
     Scores,
     Shares,
     SplitPlan,
+    Tally,
+    Teaching,
     Texts,
     Verdicts,
     Weights,
@@ -48,6 +57,7 @@ from peertune.payloads import (
 )
 from peertune.payloads.activations import Coded
 from peertune.payloads.arrays import MAX_HEADER_BYTES, MAX_TENSORS
+from peertune.payloads.packing import packed, unpacked
 
 STRUCTURED_CASES, MUTATED_CASES = 2_000, 18_000
 
@@ -82,6 +92,34 @@ def logits(draw: st.DrawFn) -> Payload:
 
 
 @st.composite
+def assessed(draw: st.DrawFn) -> Payload:
+    """Of up to three problems with up to three positions each, all of a position or some."""
+    lengths = np.array(draw(st.lists(st.integers(0, 3), min_size=1, max_size=3)), dtype=np.int32)
+    width, positions = draw(st.integers(2, 6)), int(lengths.sum())
+    values = draw(hnp.arrays(np.float32, (positions, width), elements=st.floats(-30, 30, width=16)))
+    known = pack(values, lengths, draw(st.integers(1, 4)))
+    if draw(st.booleans()):
+        known = known.trim(draw(st.floats(0.01, 0.99)))
+    further = np.array(draw(st.lists(st.integers(1, 99), min_size=positions, max_size=positions)), dtype=np.int64)
+    starts = [
+        BEFORE - further[0] + np.cumsum(further) for further in np.split(further, np.cumsum(lengths)) if len(further)
+    ]
+    nats = draw(hnp.arrays(np.float32, len(lengths), elements=st.floats(0, 2**20, width=32)))
+    texts = draw(hnp.arrays(np.int32, len(lengths)))
+    flat = np.concatenate([np.zeros(0), *starts]).astype(np.int32)
+    found = Assessment(known, flat, nats, texts, draw(st.binary(min_size=32, max_size=32)).hex())
+    return Assessed.of(found, draw(st.sampled_from(["fp16", "int8"])))
+
+
+@st.composite
+def lexicons(draw: st.DrawFn) -> Payload:
+    tokens = draw(st.lists(st.binary(max_size=5), min_size=1, max_size=9))
+    ids = st.integers(0, len(tokens) - 1)
+    roles = draw(st.dictionaries(st.sampled_from(["eos", "bos", "pad"]), ids))
+    return Lexicon.of(Vocabulary(tuple(tokens), roles, frozenset(draw(st.sets(ids)))))
+
+
+@st.composite
 def coded(draw: st.DrawFn, kind: type[Coded], **beside: np.ndarray) -> Payload:
     """A few tokens of three channels; of what stands beside them all or nothing."""
     values = draw(
@@ -92,6 +130,15 @@ def coded(draw: st.DrawFn, kind: type[Coded], **beside: np.ndarray) -> Payload:
 
 
 INTEGERS = np.array([1, 2], np.int32)
+EXAMPLE = Assessed.of(
+    Assessment(
+        pack(np.random.default_rng(0).normal(0, 1, (3, 50)), np.array([1, 2]), 4),
+        np.array([0, 0, 3], np.int32),
+        np.ones(2, np.float32),
+        INTEGERS,
+        "ab" * 32,
+    )
+)
 COUNTS = st.integers(1, 1 << 16)
 payloads: dict[str, st.SearchStrategy[Payload]] = {
     "logits": logits(),
@@ -111,6 +158,30 @@ payloads: dict[str, st.SearchStrategy[Payload]] = {
     "shares": st.builds(Shares, st.dictionaries(names, st.integers(1, (1 << 53) - 1), max_size=4)),
     "distillation": st.builds(
         Distillation, st.floats(0, 1), st.integers(1, 99), st.floats(0.01, 1000), st.floats(0, 1e9)
+    ),
+    "assessed": assessed(),
+    "lexicon": lexicons(),
+    "alignment": st.builds(
+        Alignment,
+        st.sampled_from(["mined", "first_piece", "exact"]),
+        st.sampled_from(["lex", "id"]),
+        st.sampled_from(["sum", "first"]),
+    ),
+    "teaching": st.builds(
+        Teaching,
+        st.floats(0, 1),
+        st.integers(1, 99),
+        st.floats(0.01, 1000),
+        st.sampled_from(["hard", "weighted"]),
+        st.sampled_from(["skip", "self"]),
+        st.sampled_from(["kl", "uld", "gjsd"]),
+        st.floats(0.01, 0.99),
+    ),
+    "tally": st.builds(
+        Tally,
+        numerals,
+        st.dictionaries(numerals, numerals, max_size=4),
+        st.dictionaries(numerals, numerals, max_size=4),
     ),
     "number": st.builds(Number, numbers),
     "factors": st.builds(Factors, st.sampled_from(["A", "B", "R", "AB", "AR", "BR", "ABR"])),
@@ -346,6 +417,29 @@ OUT_OF_BOUNDS = {
     "split_plan too many": SplitPlan({str(each): 1 for each in range(4097)}, None, False, True, "fp32", 0, 0),
     "shares none": Shares({"a": 0}),
     "shares of nobody": Shares({"": 1}),
+    "teaching no step": Teaching(0.1, 0),
+    "teaching unknown loss": Teaching(0.1, 1, loss="mse"),  # pyright: ignore[reportArgumentType]
+    "teaching one-sided": Teaching(0.1, 1, beta=1.0),
+    "alignment unknown rule": Alignment("nearest"),  # pyright: ignore[reportArgumentType]
+    "tally negative": Tally(1, {0: -1}, {}),
+    "tally too many": Tally(1, {each: 1 for each in range(4097)}, {}),
+    "assessed cold": Assessed(EXAMPLE.tensors | {"nats": np.array([np.nan, 1], np.float32)}, 50),
+    "assessed strange": Assessed(EXAMPLE.tensors | {"strange": F32}, 50),
+    "assessed negative loss": Assessed(EXAMPLE.tensors | {"nats": np.array([-1, 1], np.float32)}, 50),
+    "assessed losses of others": Assessed(EXAMPLE.tensors | {"nats": np.ones(3, np.float32)}, 50),
+    "assessed of nobody": Assessed(EXAMPLE.tensors | {"vocabulary": np.zeros(31, np.uint8)}, 50),
+    "assessed ids beyond": Assessed(EXAMPLE.tensors, 3),
+    "assessed k of 0": Assessed(EXAMPLE.tensors | {"k": np.zeros(1, np.int32)}, 50),
+    "assessed k of 5": Assessed(EXAMPLE.tensors | {"k": np.full(1, 5, np.int32)}, 50),
+    "assessed too long": Assessed(EXAMPLE.tensors | {"lengths": np.array([2**31 - 1] * 2, np.int32)}, 50),
+    "assessed not going forward": Assessed(EXAMPLE.tensors | {"starts": np.array([1, 0, 0], np.uint16)}, 50),
+    "assessed twice": Assessed(EXAMPLE.tensors | {"logp.zst": np.zeros(9, np.uint8)}, 50),
+    "assessed infinite": Assessed(EXAMPLE.tensors | {"logp": np.full(12, -np.inf, np.float16)}, 50),
+    "assessed improbable": Assessed(EXAMPLE.tensors | {"logp": np.zeros(12, np.float16)}, 50),
+    "lexicon of nothing": Lexicon.of(Vocabulary((), {})),
+    "lexicon role beyond": Lexicon.of(Vocabulary((b"a",), {"eos": 1})),
+    "lexicon spare beyond": Lexicon.of(Vocabulary((b"a",), {}, frozenset({7}))),
+    "lexicon without bytes": Lexicon({"roles": np.zeros(7, np.int32), "spare": INTEGERS[:0]}, 1),
     "weights too many examples": Weights({}, 1 << 53),
 }
 
@@ -541,6 +635,39 @@ def test_a_long_text_costs_no_more_than_itself() -> None:
     assert peak < 11 * 10**6
 
 
+PACKED = {  # of each array that may be packed, how large it claims to be
+    "frame beyond its claim": zstandard.ZstdCompressor().compress(bytes(1 << 26)),
+    "no size": zstandard.ZstdCompressor(write_content_size=False).compress(bytes(100)),
+    "not zstd": bytes(40),
+    "bytes after the frame": zstandard.ZstdCompressor().compress(bytes(6)) + b"x",
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_bombs_take_little_memory(name: str) -> None:
+    """Three positions of 64 MB, or of who knows what."""
+    tensors = {key: array for key, array in EXAMPLE.tensors.items() if key != "starts"}
+    bent = Assessed(tensors | {"starts.zst": np.frombuffer(PACKED[name], np.uint8)}, 50)
+    tracemalloc.start()
+    try:
+        with pytest.raises(PayloadError, match="starts"):
+            bent.check()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_what_shrinks_too_well_travels_as_it_is() -> None:
+    plain = np.zeros(100_000, np.float32)
+    assert packed("x", plain)["x"] is plain
+    assert unpacked(packed("x", plain), "x", np.float32, len(plain)) is plain
+    uneven = np.tile(np.arange(7, dtype=np.int32), 60)
+    (small,) = packed("x", uneven).items()
+    assert small[0] == "x.zst" and small[1].size < uneven.nbytes
+    np.testing.assert_array_equal(unpacked(dict([small]), "x", np.int32, len(uneven)), uneven)
+
+
 # Fuzzing: 20 000 inputs
 
 anything = st.recursive(
@@ -618,6 +745,8 @@ def test_fuzz_mutations() -> None:
     corpus += [
         encode(kind.of(1, np.ones((2, 3), np.float32), Codec("int8"))) for kind in (Activations, Labelled, Gradient)
     ]
+    corpus += [encode(Teaching(0.1, 4)), encode(Tally(3, {0: 2}, {1: 1})), encode(Alignment())]
+    corpus += [encode(EXAMPLE), encode(Lexicon.of(Vocabulary((b"", b"a", b"ab" * 9), {"eos": 0})))]
     corpus += [encode(SplitPlan({"a": 1}, 2, False, True, "int8", 1, 0)), encode(Shares({"a": 1}))]
     outcomes = [refused(_mutated(dice.choice(corpus), corpus, dice)) for _ in range(MUTATED_CASES)]
     assert 500 < outcomes.count(False) < MUTATED_CASES // 2  # some stay valid: the bending is not blunt

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
+from peertune.config.release import Release, ServerRelease
 from peertune.config.section import Section, Typed, bare_name, one_of
 from peertune.ledger import SERVER
 from peertune.matchmakers import MATCHMAKERS, ROUTERS
@@ -14,7 +15,6 @@ from peertune.methods import METHODS
 from peertune.partition import PARTITIONS
 
 VERSION = 1
-Who = Literal["coordinator", "agents", "everyone", "nobody"]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -143,25 +143,6 @@ class Data(Section):
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
 
-class Release(Section):
-    """Who may pull which kind of payload from this agent. Kept and enforced by the agent, whatever the method asks."""
-
-    texts: Who = "agents"
-    profile: Who = "coordinator"
-    claims: Who = "coordinator"
-    verdicts: Who = "coordinator"
-    gain: Who = "coordinator"
-    scores: Who = "coordinator"
-    receipt: Who = "coordinator"
-    weights: Who = "nobody"
-    logits: Who = "nobody"  # of public problems
-    activations: Who = "nobody"  # hidden states of private text, for the server of split learning
-    labelled: Who = "nobody"  # the same with their labels; of a text these are the text
-    gradient: Who = "nobody"  # of hidden states
-    records: Who = "nobody"  # the training examples themselves
-    metrics: Who = "coordinator"  # losses and validation scores, for the run's ledger
-
-
 class Party(Section):
     """Who has a model. `model`: bundled/NAME, a local folder, or a hub id (safetensors only)."""
 
@@ -180,16 +161,6 @@ class AgentConfig(Party):
     name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")] | None = None
     data: Data | None = None
     fault: Literal["useless", "liar"] | None = None
-
-
-class ServerRelease(Release):
-    """A server holds nobody's data: what it has, it gives."""
-
-    texts: Who = "everyone"
-    weights: Who = "everyone"
-    logits: Who = "everyone"
-    activations: Who = "everyone"
-    gradient: Who = "everyone"
 
 
 class ServerConfig(Party):

@@ -1,5 +1,6 @@
 """What a client knows of public problems, on the wire: log-probabilities of the most probable tokens, or of classes."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ from peertune.payloads.arrays import Arrays
 
 Precision = Literal["fp32", "fp16", "int8"]
 NOTHING = -1e4  # stands for the log of no probability at all, which is no number
-_FLOATS = {"fp32": np.float32, "fp16": np.float16}
+FLOATS = {"fp32": np.float32, "fp16": np.float16, "int8": np.float16}  # of numbers that are no codes
 _WIDE = 1 << 16  # ids of smaller vocabularies take two bytes
 
 
@@ -29,16 +30,10 @@ class Logits(Arrays, frozen=True):
     def of(cls, known: Knowledge, precision: Precision = "fp16") -> "Logits":
         """The wire form of `known`; values are rounded to `precision`."""
         listed = known.listed
-        tensors = {"lengths": known.lengths}
-        floats = _FLOATS.get(precision, np.float16)
-        if precision == "int8":
-            codes, top, step = quantise(known.logp)
-            tensors |= {"codes": codes[listed], "top": top, "step": step}
-        else:
-            tensors["logp"] = np.maximum(known.logp[listed], NOTHING).astype(floats)
+        tensors = {"lengths": known.lengths, **coded(known.logp, listed, precision)}
         if known.ids is not None and known.tail is not None:
-            tensors["ids"] = known.ids[listed].astype(np.uint16 if known.width <= _WIDE else np.int32)
-            tensors["tail"] = np.maximum(known.tail, NOTHING).astype(floats)
+            tensors["ids"] = known.ids[listed].astype(id_type(known.width))
+            tensors["tail"] = np.maximum(known.tail, NOTHING).astype(FLOATS[precision])
         if known.counts is not None:
             tensors["counts"] = known.counts
         return cls(tensors, known.width)
@@ -64,10 +59,23 @@ class Logits(Arrays, frozen=True):
         if lengths is None or lengths.ndim != 1 or (lengths < 0).any():
             raise PayloadError("logits: expected lengths of 0 or more, found none or others")
         counts = _counts(int(lengths.sum(dtype=np.int64)), _sent(tensors), counts)
-        values = _decoded(tensors, counts)
+        values = decoded(tensors, counts)
         if ids is None or tail is None:
             return Knowledge(lengths, self.width, values.reshape(len(counts), self.width))
-        return Knowledge.ragged(lengths, self.width, counts, ids.astype(np.int32), values, _logs(tail))
+        return Knowledge.ragged(lengths, self.width, counts, ids.astype(np.int32), values, logs(tail))
+
+
+def id_type(width: int) -> type[np.uint16] | type[np.int32]:
+    """Of ids below `width`."""
+    return np.uint16 if width <= _WIDE else np.int32
+
+
+def coded(logp: np.ndarray, listed: np.ndarray, precision: Precision) -> dict[str, np.ndarray]:
+    """The entries of `logp` [N, k] that are `listed`, row after row, as arrays of the wire."""
+    if precision == "int8":
+        codes, top, step = quantise(logp)
+        return {"codes": codes[listed], "top": top, "step": step}
+    return {"logp": np.maximum(logp[listed], NOTHING).astype(FLOATS[precision])}
 
 
 def _sent(tensors: dict[str, np.ndarray]) -> int:
@@ -90,13 +98,14 @@ def _counts(positions: int, sent: int, counts: np.ndarray | None) -> np.ndarray:
     return counts
 
 
-def _decoded(tensors: dict[str, np.ndarray], counts: np.ndarray) -> np.ndarray:
-    """Log-probabilities float32 [sum of counts]."""
+def decoded(tensors: Mapping[str, np.ndarray], counts: np.ndarray) -> np.ndarray:
+    """Log-probabilities float32 [sum of counts], row after row, of the arrays that `coded` makes."""
     if "logp" in tensors:
-        return _logs(tensors["logp"])
+        return logs(tensors["logp"])
     top, step = (np.repeat(tensors[name], counts) for name in ("top", "step"))
     return dequantise(tensors["codes"].reshape(-1, 1), top, step)[:, 0]
 
 
-def _logs(values: np.ndarray) -> np.ndarray:
+def logs(values: np.ndarray) -> np.ndarray:
+    """Log-probabilities float32, as sent: at most 0, -inf for `NOTHING`."""
     return np.where(values <= NOTHING, -np.inf, np.minimum(values, 0)).astype(np.float32)

@@ -1,6 +1,6 @@
 """Small values: counts, texts, claims, profiles, grades. On the wire: msgpack."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
@@ -43,6 +43,49 @@ class Distillation(Payload, frozen=True):
     steps: Annotated[int, Meta(ge=1, le=1 << 20)]
     temperature: Annotated[float, Meta(gt=0, le=1000)] = 1.0
     tolerance: Annotated[float, Meta(ge=0)] = 1e9
+
+
+class Alignment(Payload, frozen=True):
+    """How tokens of another vocabulary become one's own. `rule`: which of one's own a token is; `tie`: of equally near
+    ones; `merge`: of tokens that become the same one, the sum of their probabilities, or that of the first.
+    """
+
+    kind: ClassVar[str] = "alignment"
+    rule: Literal["mined", "first_piece", "exact"] = "mined"
+    tie: Literal["lex", "id"] = "lex"
+    merge: Literal["sum", "first"] = "sum"
+
+
+class Teaching(Payload, frozen=True):
+    """How to learn public problems, and what others expect at their answers: the `kd_weight` of that beside the answers
+    themselves, optimiser steps, the softmax temperature, who teaches a problem (`mode`) and what is done where nobody
+    does better than oneself, and the loss. `beta`: of the generalised JSD.
+    """
+
+    kind: ClassVar[str] = "teaching"
+    kd_weight: Annotated[float, Meta(ge=0, le=1)]
+    steps: Annotated[int, Meta(ge=1, le=1 << 20)]
+    temperature: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    mode: Literal["hard", "weighted"] = "hard"
+    on_no_teacher: Literal["skip", "self"] = "skip"
+    loss: Literal["kl", "uld", "gjsd"] = "kl"
+    beta: Annotated[float, Meta(gt=0, lt=1)] = 0.5
+
+
+_Count = Annotated[int, Meta(ge=0, le=1 << 16)]
+_BySource = Annotated[dict[_Count, _Count], Meta(max_length=1 << 12)]
+
+
+class Tally(Payload, frozen=True):
+    """Of so many public problems, how many each source taught, by the number it was heard under, and how many each
+    was not believed about. A problem that several taught counts for the one that did best.
+    """
+
+    kind: ClassVar[str] = "tally"
+    max_bytes: ClassVar[int] = 1 << 16
+    problems: Annotated[int, Meta(ge=0, le=1 << 16)]
+    taught: _BySource
+    refused: _BySource
 
 
 class SplitPlan(Payload, frozen=True):

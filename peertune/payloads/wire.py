@@ -10,9 +10,11 @@ from safetensors import SafetensorError
 from peertune.errors import PayloadError
 from peertune.payloads.activations import Activations, Gradient, Labelled
 from peertune.payloads.arrays import Arrays, Weights, decode_arrays, encode_arrays
+from peertune.payloads.assessed import Assessed, Lexicon
 from peertune.payloads.base import Payload
 from peertune.payloads.logits import Logits
 from peertune.payloads.values import (
+    Alignment,
     Claims,
     Distillation,
     Factors,
@@ -25,6 +27,8 @@ from peertune.payloads.values import (
     Scores,
     Shares,
     SplitPlan,
+    Tally,
+    Teaching,
     Texts,
     Verdicts,
 )
@@ -50,6 +54,11 @@ _KINDS = (
     Activations,
     Labelled,
     Gradient,
+    Assessed,
+    Lexicon,
+    Teaching,
+    Alignment,
+    Tally,
 )
 PAYLOADS: dict[str, type[Payload]] = {payload.kind: payload for payload in _KINDS}
 
