@@ -6,12 +6,15 @@ while they are there; what stays is the gradient of the hidden states (Liger ker
 cross-entropy). The price: no second derivative.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from peertune.divergences import Divergence, kl
 
 
 @dataclass(frozen=True)
@@ -21,23 +24,47 @@ class Teacher:
     Sparse: `logp` [n, k] of the tokens `ids` [n, k], each id once in a row, and `tail` [n], the log of the probability
     of all other tokens, -inf where the ids are all there are. An entry with `logp` -inf is padding and repeats an id
     of its row. Dense: `logp` [n, V], `ids` and `tail` are None. Need not sum to one: the loss normalises.
+    `weights` [n]: of positions; None: all count alike.
     """
 
     logp: Tensor
     ids: Tensor | None = None
     tail: Tensor | None = None
+    weights: Tensor | None = None
 
     def split(self, size: int) -> list["Teacher"]:
         """Views of `size` positions each; of the last, of fewer."""
-        if self.ids is None or self.tail is None:
-            return [Teacher(part) for part in self.logp.split(size)]
-        parts = zip(self.logp.split(size), self.ids.split(size), self.tail.split(size), strict=True)
-        return [Teacher(*part) for part in parts]
+        count = -(-len(self.logp) // size)
+        parts = ([None] * count if each is None else each.split(size) for each in self._tensors())
+        return [Teacher(logp, *others) for logp, *others in zip(*parts, strict=True)]
+
+    @property
+    def total(self) -> float:
+        """The weight of all positions together."""
+        return len(self.logp) if self.weights is None else float(self.weights.sum())
+
+    def _tensors(self) -> Iterator[Tensor | None]:
+        yield from (self.logp, self.ids, self.tail, self.weights)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How far a student is from a teacher, at a temperature. `ranked`: the student's k most probable tokens are compared
+    with the teacher's, the first with the first, whichever they are; of sparse teachers whose entries are by falling
+    log p.
+    """
+
+    temperature: float = 1.0
+    divergence: Divergence = kl
+    ranked: bool = False
+
+
+_CHUNK = 64  # positions whose logits are there at a time
 
 
 @torch.no_grad()
 def most_probable(
-    hidden: Tensor, head_weight: Tensor, head_bias: Tensor | None, k: int | None, chunk: int = 64
+    hidden: Tensor, head_weight: Tensor, head_bias: Tensor | None, k: int | None, chunk: int = _CHUNK
 ) -> Teacher:
     """What a model expects at n positions: its k most probable tokens, by falling probability; None: all, dense.
 
@@ -49,6 +76,20 @@ def most_probable(
         return Teacher(torch.cat([part.logp for part in parts]))
     logp, ids, tail = zip(*((part.logp, part.ids, part.tail) for part in parts), strict=True)
     return Teacher(torch.cat(logp), torch.cat(ids), torch.cat(tail))
+
+
+@torch.no_grad()
+def most_probable_and_loss(
+    hidden: Tensor, head_weight: Tensor, head_bias: Tensor | None, labels: Tensor, k: int
+) -> tuple[Teacher, Tensor]:
+    """As `most_probable`, and what the model loses on the `labels` [n] of these positions, nats, float32 [n]."""
+    parts, losses = [], []
+    for rows, right in zip(hidden.split(_CHUNK), labels.split(_CHUNK), strict=True):
+        logits = torch.nn.functional.linear(rows, head_weight, head_bias).float()
+        losses.append(torch.nn.functional.cross_entropy(logits, right, reduction="none"))
+        parts.append(_known(logits, k))
+    logp, ids, tail = (torch.cat(each) for each in zip(*((p.logp, p.ids, p.tail) for p in parts), strict=True))
+    return Teacher(logp, ids, tail), torch.cat(losses)
 
 
 def _known(logits: Tensor, k: int | None) -> Teacher:
@@ -67,7 +108,7 @@ def distillation_loss(
     head_bias: Tensor | None,
     teacher: Teacher,
     temperature: float = 1.0,
-    chunk: int = 64,
+    chunk: int = _CHUNK,
 ) -> Tensor:
     """T^2 KL(teacher || student), the mean over positions, in nats (Hinton et al. 2015, arXiv:1503.02531).
 
@@ -85,12 +126,19 @@ def distillation_loss(
     With one token of `logp` 0 and a tail of -inf, this is the cross-entropy of a label.
     Raises `ValueError` if there is no position, or not one row of the teacher for each.
     """
+    return taught_loss(hidden, head_weight, head_bias, teacher, Loss(temperature), chunk)
+
+
+def taught_loss(
+    hidden: Tensor, head_weight: Tensor, head_bias: Tensor | None, teacher: Teacher, loss: Loss, chunk: int = _CHUNK
+) -> Tensor:
+    """As `distillation_loss`, whatever the loss; the mean is weighted if the teacher has weights."""
     if not len(hidden) or len(teacher.logp) != len(hidden):
         raise ValueError(
             f"expected one row of the teacher for each of one or more positions, "
             f"found {len(teacher.logp)} rows for {len(hidden)} positions"
         )
-    return _Distillation.apply(hidden, head_weight, head_bias, teacher.split(chunk), temperature)  # pyright: ignore
+    return _Distillation.apply(hidden, head_weight, head_bias, teacher.split(chunk), loss)  # pyright: ignore
 
 
 class _Distillation(torch.autograd.Function):
@@ -98,7 +146,7 @@ class _Distillation(torch.autograd.Function):
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, teachers: list[Teacher], temperature: float
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, teachers: list[Teacher], how: Loss
     ) -> Tensor:
         gradients = [
             torch.zeros_like(each) if each is not None and needed else None
@@ -107,19 +155,19 @@ class _Distillation(torch.autograd.Function):
         losses, start = [], 0
         for teacher in teachers:
             rows = slice(start, start + len(teacher.logp))
-            loss, of_logits = _loss(torch.nn.functional.linear(hidden[rows], weight, bias), teacher, temperature)
+            loss, of_logits = _loss(torch.nn.functional.linear(hidden[rows], weight, bias), teacher, how)
             _add(gradients, hidden, rows, weight, of_logits)
             losses.append(loss)
             start = rows.stop
             del of_logits  # else it would stay while the next logits are made
-        ctx.positions = start
+        ctx.total = sum(teacher.total for teacher in teachers)
         ctx.save_for_backward(*gradients)
-        return torch.stack(losses).sum() / start
+        return torch.stack(losses).sum() / ctx.total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        scale = gradient / ctx.positions
+        scale = gradient / ctx.total
         scaled = [None if each is None else (each * scale).to(each.dtype) for each in ctx.saved_tensors]
         return *scaled, None, None
 
@@ -135,18 +183,32 @@ def _add(gradients: list[Tensor | None], hidden: Tensor, rows: slice, weight: Te
         of_bias += of_logits.sum(0)
 
 
-def _loss(logits: Tensor, teacher: Teacher, temperature: float) -> tuple[Tensor, Tensor]:
+def _loss(logits: Tensor, teacher: Teacher, loss: Loss) -> tuple[Tensor, Tensor]:
     """The sum of the losses of some positions, and its gradient by their logits [n, V], which are overwritten."""
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if loss.ranked:
+        teacher = _by_rank(precise, teacher)
     if teacher.ids is None:
-        loss, gradient = _divergence(precise, teacher.logp, temperature)
+        losses, gradient = loss.divergence(precise, teacher.logp, loss.temperature)
     else:
-        loss, gradient = _sparse(precise, teacher, temperature)
-    return loss, gradient.to(logits.dtype)
+        losses, gradient = _sparse(precise, teacher, loss)
+    if teacher.weights is not None:
+        losses, gradient = losses * teacher.weights, gradient.mul_(teacher.weights[:, None])
+    return losses.sum(), gradient.to(logits.dtype)
 
 
-def _sparse(logits: Tensor, teacher: Teacher, temperature: float) -> tuple[Tensor, Tensor]:
-    """The sum of losses over k+1 classes, and its gradient, which takes the place of `logits` [n, V].
+def _by_rank(logits: Tensor, teacher: Teacher) -> Teacher:
+    """What the teacher has at its i-th most probable token, said of the student's."""
+    assert teacher.tail is not None
+    k = min(teacher.logp.shape[1], logits.shape[1])
+    logp, rest = teacher.logp[:, :k], teacher.logp[:, k:]
+    tail = torch.cat([rest, teacher.tail[:, None]], 1).logsumexp(1) if rest.shape[1] else teacher.tail
+    ids = logits.topk(k).indices
+    return Teacher(logp, torch.where(logp.isneginf(), ids[:, :1], ids), tail, teacher.weights)
+
+
+def _sparse(logits: Tensor, teacher: Teacher, loss: Loss) -> tuple[Tensor, Tensor]:
+    """The losses over k+1 classes, and their gradient, which takes the place of `logits` [n, V].
 
     The logit of the class "all others" is the logsumexp of theirs, added up over them alone: exact however small
     it is, where log(1 - sum of the listed) would cancel.
@@ -158,15 +220,7 @@ def _sparse(logits: Tensor, teacher: Teacher, temperature: float) -> tuple[Tenso
     top = logits.amax(1, keepdim=True).clamp_min_(torch.finfo(logits.dtype).min)  # finite even if nothing is left
     mass = logits.sub_(top).exp_().sum(1, keepdim=True)  # 0 if nothing is left, else 1 or more
     classes = torch.cat([listed, top + mass.log()], 1)
-    loss, gradient = _divergence(classes, torch.cat([teacher.logp, teacher.tail[:, None]], 1), temperature)
+    wanted = torch.cat([teacher.logp, teacher.tail[:, None]], 1)
+    losses, gradient = loss.divergence(classes, wanted, loss.temperature)
     logits.mul_(gradient[:, -1:] / mass.clamp_min(1.0))  # of the class's logit, shared out by softmax within it
-    return loss, logits.scatter_add_(1, ids, gradient[:, :-1])
-
-
-def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The sum over rows of T^2 KL(softmax(teacher / T) || softmax(student / T)), and its gradient by `student`."""
-    expected = torch.log_softmax(teacher.to(student.dtype) / temperature, 1)
-    found = torch.log_softmax(student / temperature, 1)
-    probability = expected.exp()
-    loss = torch.where(probability > 0, probability * (expected - found), 0.0).sum() * temperature**2
-    return loss, found.exp_().sub_(probability).mul_(temperature)
+    return losses, logits.scatter_add_(1, ids, gradient[:, :-1])
