@@ -31,7 +31,7 @@ class Uniform(Matchmaker):
         if not candidates:
             return []
         pairs = Candidates.of(candidates)
-        random = np.random.default_rng([int(state["seed"][0]), zlib.crc32(pairs.contexts())])
+        random = np.random.default_rng([int(state["seed"][0]), zlib.crc32(pairs.contexts().data)])
         key = pairs.sources * len(pairs.names) + pairs.receivers
         _, first, counts = np.unique(key, return_index=True, return_counts=True)
         in_turn, starts = np.argsort(first), np.cumsum(counts) - counts
