@@ -70,11 +70,12 @@ def test_contract(policy: Matchmaker, agents: int, k: int, seed: int) -> None:
     state = policy.init(seed)
     random = np.random.default_rng(seed)
     for round_seed in range(3):
-        candidates = list(candidate_pairs(random_profiles(agents, seed + round_seed)))
+        table = candidate_pairs(random_profiles(agents, seed + round_seed))
+        candidates = list(table)
         contexts = [each.context.copy() for each in candidates]
         before = {key: array.copy() for key, array in state.items()}
         chosen = policy.match(state, candidates, k)
-        assert names(policy.match(state, candidates, k)) == names(chosen)
+        assert names(policy.match(state, candidates, k)) == names(policy.match(state, table, k)) == names(chosen)
         taken = [name for each in chosen for name in (each.source, each.receiver)]
         assert len(chosen) <= min(k, agents // 2) and len(set(taken)) == len(taken)
         assert policy in ABSTAINING and round_seed > 0 or len(chosen) == min(k, agents // 2)
