@@ -1,4 +1,4 @@
-"""Tokens in bytes: whatever a tokenizer writes them in, together they are the text; and what cannot be had is refused."""
+"""Tokens in bytes: however a tokenizer writes them, together they are the text; and what cannot be had is refused."""
 
 import base64
 import gzip

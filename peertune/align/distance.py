@@ -132,7 +132,9 @@ def _bits(symbols: np.ndarray) -> np.ndarray:
 def _side(words: Sequence[bytes], rows: np.ndarray, symbols: np.ndarray, bits: np.ndarray) -> _Words:
     marks = np.zeros(len(words), dtype=np.uint64)
     np.bitwise_or.at(marks, rows, bits[symbols])
-    ascii_bytes = symbols < 128 * _REPEATS
-    counts = [np.bincount(rows[kind], minlength=len(words)) for kind in (ascii_bytes, ~ascii_bytes)]
-    unique, box, sizes = np.unique(np.stack(counts, axis=1), axis=0, return_inverse=True, return_counts=True)
-    return _Words(np.array(words, dtype=object), marks, unique, np.split(np.argsort(box, kind="stable"), np.cumsum(sizes)[:-1]))
+    plain = symbols < 128 * _REPEATS
+    plain, others = (np.bincount(rows[kind], minlength=len(words)) for kind in (plain, ~plain))
+    keys, box, sizes = np.unique(plain << _SHIFT | others, return_inverse=True, return_counts=True)
+    boxes = np.split(np.argsort(box, kind="stable"), np.cumsum(sizes)[:-1])
+    counts = np.stack([keys >> _SHIFT, keys & (1 << _SHIFT) - 1], axis=1)
+    return _Words(np.array(words, dtype=object), marks, counts, boxes)

@@ -26,8 +26,8 @@ NONE = -1
 def vocabulary_map(source: Vocabulary, target: Vocabulary, rule: Rule = "mined", tie: Tie = "lex") -> np.ndarray:
     """The target's id for each id of the source, int32 [len(source.tokens)]; `NONE` = it has no counterpart.
 
-    A special token is mapped to the target's of the same role; if it has several roles, by the first of `ROLES` that the
-    target knows, so that an end stays an end. One without a role has no counterpart.
+    A special token is mapped to the target's of the same role; one of several roles by the first of `ROLES` that the
+    target knows, so that an end stays an end; one without a role has no counterpart.
     """
     ids = {token: id for id, token in enumerate(target.tokens) if token and id not in target.spare}
     known = {token: ids.get(token, NONE) for token in source.tokens}
