@@ -6,6 +6,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parties import identities, seal_of
@@ -85,6 +87,30 @@ def test_a_hybrid_key_without_its_mlkem_half_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"mlkem": ""}))
     with pytest.raises(ConfigError, match="restore it from a backup"):
         Identity.read(path)
+
+
+def test_without_ml_kem_the_hybrid_suite_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some systems build the package against an OpenSSL without it."""
+    card = Identity.create(tmp_path / "keys.json", "clinic", "hybrid").card
+
+    def missing(*args: object) -> None:
+        raise UnsupportedAlgorithm("ML-KEM-768 is not supported by this backend.")
+
+    for kind, names in (
+        (MLKEM768PrivateKey, ("generate", "from_seed_bytes")),
+        (MLKEM768PublicKey, ("from_public_bytes",)),
+    ):
+        for name in names:
+            monkeypatch.setattr(kind, name, missing)
+    for use in (
+        lambda: Identity.create(tmp_path / "new.json", "lab", "hybrid"),
+        lambda: Identity.read(tmp_path / "keys.json"),
+    ):
+        with pytest.raises(ConfigError, match="install a wheel from PyPI"):
+            use()
+    with pytest.raises(SealError, match="nothing can be sealed to its key of suite hybrid"):
+        Card.decode(card.encode())
+    assert Identity.create(tmp_path / "new.json", "lab").name == "lab"
 
 
 @pytest.mark.parametrize("name", ["", "9lives", "a b", "a\n", "../a", "a" * 65, 'a"', "ü"])

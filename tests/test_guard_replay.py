@@ -78,6 +78,21 @@ def test_two_processes_on_one_file_share_the_messages_out(tmp_path: Path) -> Non
     assert len(replay.received("run", 1)["clinic"]) == 3000
 
 
+def test_a_process_that_leaves_does_not_take_the_log_of_one_that_stays(tmp_path: Path) -> None:
+    """Two connections here, one there: when it closes, the write-ahead log is not its to fold back and delete."""
+    path = tmp_path / "replay.sqlite"
+    replays = [Replay(path), Replay(path)]
+    assert replays[0].first("run", "lab", 1, 1, DIGEST)
+    process = taker(path, "other", 50)
+    process.communicate("\n", timeout=60)
+    assert path.with_name("replay.sqlite-wal").exists()
+    for replay in replays:
+        assert {source: len(seen) for source, seen in replay.received("run", 1).items()} == {"clinic": 50, "lab": 1}
+        assert not replay.first("run", "clinic", 49, 1, DIGEST)
+        replay.close()
+    assert not path.with_name("replay.sqlite-wal").exists()
+
+
 def test_threads_share_the_messages_out(tmp_path: Path) -> None:
     replay = Replay(tmp_path / "replay.sqlite")
     with ThreadPoolExecutor(8) as pool:

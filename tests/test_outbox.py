@@ -245,7 +245,7 @@ def test_the_command_exports_what_left(party: dict[str, Seal], tmp_path: Path) -
     ]
     assert set(lines[0]) == {*Departure.__struct_fields__, "payload"}
     contents = [(target / "contents" / line["content"]).read_bytes() for line in lines]
-    assert contents == [TEXTS[0], WEIGHTS, b"no payload"]
+    assert contents == [TEXTS[1], WEIGHTS, b"no payload"]
     assert [(target / "receipts" / str(line["receipt"])).read_bytes() for line in lines] == [receipt] * 3
     for line, raw in zip(lines, contents, strict=True):
         salted = bytes.fromhex(line["salt"]) + hashlib.sha256(raw).digest()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
-from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -25,6 +25,10 @@ ENCAPSULATION = {"x25519": 32, "hybrid": 1120}  # bytes before the ciphertext
 MAX_CARD = 4096  # bytes on the wire
 _KEM = {"x25519": KEM.X25519, "hybrid": KEM.MLKEM768_X25519}
 _RECIPIENT = {"x25519": 32, "hybrid": 1184 + 32}  # bytes of a public key; hybrid: ML-KEM's, then X25519's
+
+_NO_MLKEM = (
+    "the suite hybrid needs ML-KEM, which this build of the package cryptography lacks; install a wheel from PyPI"
+)
 
 SuiteName = Literal["x25519", "hybrid"]
 PartyName = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}\Z")]
@@ -84,8 +88,8 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """`plaintext` sealed to this party, bound to `info`. Raises `SealError` if the key cannot be used."""
         try:
             return _suite(self.suite).encrypt(plaintext, self._recipient_key(), info)
-        except ValueError as error:
-            raise SealError(f"{self.name}: nothing can be sealed to its key ({error})") from None
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise SealError(f"{self.name}: nothing can be sealed to its key of suite {self.suite} ({error})") from None
 
     def _recipient_key(self) -> X25519PublicKey | MLKEM768X25519PublicKey:
         x25519 = X25519PublicKey.from_public_bytes(self.recipient[-32:])
@@ -121,10 +125,16 @@ class Identity:
 
     @classmethod
     def create(cls, path: Path, name: str, suite: SuiteName = "x25519") -> "Identity":
-        """New keys of the party `name`, in a new file of mode 0600. Raises `ConfigError` if `path` is there already."""
+        """New keys of the party `name`, in a new file of mode 0600.
+
+        Raises `ConfigError` if `path` is there already, `name` is no plain word, or ML-KEM is not to be had.
+        """
         if path.exists():
             raise ConfigError(f"{path} exists and is not overwritten: peers have pinned these keys; name another file")
-        mlkem = MLKEM768PrivateKey.generate().private_bytes_raw() if suite == "hybrid" else b""
+        try:
+            mlkem = MLKEM768PrivateKey.generate().private_bytes_raw() if suite == "hybrid" else b""
+        except UnsupportedAlgorithm:
+            raise ConfigError(_NO_MLKEM) from None
         signing, x25519 = Ed25519PrivateKey.generate(), X25519PrivateKey.generate()
         secrets = _Secrets(1, name, suite, signing.private_bytes_raw(), x25519.private_bytes_raw(), mlkem)
         raw = msgspec.json.encode(secrets)
@@ -150,6 +160,8 @@ class Identity:
             raise ConfigError(f"{path} holds private keys, and others may use it (mode {mode:o}): chmod 600 {path}")
         try:
             return cls(msgspec.json.decode(raw, type=_Secrets))
+        except UnsupportedAlgorithm:
+            raise ConfigError(f"{path}: {_NO_MLKEM}") from None
         except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):  # their text would quote the file
             raise ConfigError(f"{path} is not a file of keys, or was damaged; restore it from a backup") from None
 

@@ -9,7 +9,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from peertune.errors import StorageError
@@ -77,7 +77,8 @@ class Store:
 
     def _opened(self, schema: str) -> sqlite3.Connection:
         with self._alone():
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite's own would be 0644
+            with suppress(FileExistsError):  # SQLite would make it 0644; closing one that is there drops SQLite's locks
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare(db, schema)
