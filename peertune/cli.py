@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from peertune import measuring, sent
+from peertune import aligning, measuring, sent
 from peertune.errors import ConfigError, PeertuneError
 from peertune.options import Name, Runs, Set, Source
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (measuring.plan, measuring.compare, measuring.study, measuring.audit, sent.outbox):
+for command in (measuring.plan, measuring.compare, measuring.study, measuring.audit, sent.outbox, aligning.align):
     app.command()(command)
 
 

@@ -16,7 +16,10 @@ from peertune.doctor import Check
 from peertune.ledger import Ledger
 from peertune.listing import listing
 
-VERBS = ("init", "ls", "validate", "doctor", "plan", "run", "resume", "show", "export", "study", "audit", "outbox")
+VERBS = (
+    *("init", "ls", "validate", "doctor", "plan", "run", "resume", "show", "export", "study", "audit", "outbox"),
+    "align",
+)
 SMALL = """\
 task: codelets
 agents: [{model: bundled/qwen2}, {model: bundled/gpt2}]

@@ -17,6 +17,7 @@ TOP = (
         "cli",
         "measuring",
         "sent",
+        "aligning",
         "audit",
         "options",
         "experiment",
@@ -102,6 +103,11 @@ RULES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
         ("payloads", "knowledge", "ledger", "federation", "config", "tasks", "lm", "engines", "methods", *TOP),
     ),
     (
+        "alignment sees bytes and arrays, never a model",
+        ("align",),
+        ("payloads", "ledger", "federation", "config", "tasks", "lm", "losses", "engines", "methods", *TOP, *HEAVY),
+    ),
+    (
         "a codec sees arrays",
         ("codecs",),
         ("payloads", "ledger", "federation", "config", "tasks", "lm", "engines", "methods", *TOP, *HEAVY),
@@ -184,7 +190,7 @@ LIGHT = (
     *("errors", "payloads", "ledger", "checkpoint", "profiles", "matchmakers", "aggregate", "methods", "federation"),
     *("partition", "evaluate", "config", "tasks", "report", "studies", "cli", "listing", "doctor", "terminal"),
     *("runs", "machine", "knowledge", "ensemble"),
-    *("codecs", "guard"),
+    *("codecs", "guard", "align", "aligning"),
 )
 
 
