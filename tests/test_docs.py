@@ -42,6 +42,12 @@ def test_the_readme_fits_and_names_both_commands() -> None:
         assert re.search(rf"^{target}:", text("Makefile"), re.M)
 
 
+def test_every_test_that_holds_a_promise_exists() -> None:
+    promised = set(re.findall(r"`(test_\w+)`", text("docs/security.md")))
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(promised) > 30 and not [name for name in promised if f"\ndef {name}(" not in sources]
+
+
 def test_every_method_and_matchmaker_is_documented() -> None:
     methods = text("docs/methods.md")
     for name in METHODS:

@@ -29,7 +29,11 @@ MAX_SEALED = MAX_HEAD + SIGNATURE + ENCAPSULATION["hybrid"] + padded_size(_SALT 
 
 
 class Seal:
-    """What one party needs to exchange sealed messages in one run. Threads may share it."""
+    """What one party needs to exchange sealed messages in one run. Threads may share it.
+
+    `run` names one start of a run: where rounds and calls are counted anew, another name must stand, or a message that
+    was kept back in an earlier start would fit into the later one.
+    """
 
     def __init__(self, identity: Identity, peers: Peers, run: str, replay: Replay, outbox: Outbox) -> None:
         self._identity = identity

@@ -41,7 +41,7 @@ class Peers(Mapping[str, Card]):
         """The pinned card of `name`. Raises `SealError` if there is none."""
         if name not in self._cards:
             raise SealError(
-                f"{self.path} pins no key of {name!r:.80}; compare the fingerprint with its owner and pin it"
+                f"{self.path.name} pins no key of {name!r:.80}; compare the fingerprint with its owner and pin it"
             )
         return self._cards[name]
 
