@@ -68,9 +68,11 @@ class AgentHandle(SplitCalls):
         """The texts that the agent drafted for these problems in this round. Answer: `Texts`."""
         return self._call("share", which)
 
-    def accept(self, which: Picks, texts: Texts | Ref, tested: bool = False) -> Ref:
-        """Keep texts to learn from, after the public tests if `tested`. Answer: `Verdicts`."""
-        return self._call("accept", which, texts, int(tested))
+    def accept(self, which: Picks, texts: Texts | Ref, tested: bool = False, agreed: bool = False) -> Ref:
+        """Keep texts to learn from, after the public tests if `tested`; what cannot be tested only if it says what
+        another text of the round says, if `agreed`. Answer: `Verdicts`.
+        """
+        return self._call("accept", which, texts, int(tested), *((1,) if agreed else ()))
 
     def blend(self, adapter: Weights | Ref) -> Ref:
         """Take the adapter of an agent with the same base; `learn` starts by moving towards it. Answer: `Verdicts`."""

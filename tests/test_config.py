@@ -93,7 +93,7 @@ def problem(tmp_path: Path, text: str, *overrides: str) -> str:
             "baselines: {random: {type: knexa, matchmakr: uniform}}",
             "c.yaml:6: [baselines.random] unknown key 'matchmakr'; did you mean 'matchmaker'? "
             "(valid: type, kd_weight, temperature, tested, confident, keep_best, rollback, reward, gain_weight, "
-            "byte_weight, matchmaker, router, route, protocols, max_pairs, retries, audit)",
+            "byte_weight, matchmaker, router, route, protocols, max_pairs, retries, audit, agreed)",
         ),
         (
             "baselines: {local: {type: local, kd_weight: [0, 1]}}",

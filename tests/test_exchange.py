@@ -128,6 +128,22 @@ def test_without_the_gate_every_text_is_accepted(agent: Agent) -> None:
     assert lessons(agent) == {0: ("2", False), 1: (WRONG, False), 3: ("8", False)}
 
 
+def test_what_cannot_be_tested_counts_only_if_somebody_else_says_so_too(make: Make) -> None:
+    agent = make(tested=False)
+    plant(agent, PLANTED)
+    draft(agent)
+    first = call(agent, "accept", ALL, Texts(("2", "5", "7", "")), 1, 1)
+    assert first == Verdicts((1, 0, 0, 0)) and lessons(agent) == {0: ("2", False)}  # 2 was the agent's own draft
+    assert call(agent, "accept", ALL, Texts(("3", "5\n", "8", "")), 1, 1) == Verdicts((0, 1, 0, 0))
+    assert lessons(agent) == {0: ("2", False), 1: ("5\n", False)}
+    learn(agent)
+    assert call(agent, "accept", Picks((2,)), Texts(("7",)), 1, 1) == Verdicts((0,))  # of an earlier round
+
+
+def test_what_passes_the_tests_needs_nobody_to_agree(agent: Agent) -> None:
+    assert call(agent, "accept", ALL, Texts(("2", WRONG, "", "8")), 1, 1) == Verdicts((1, 0, 0, 1))
+
+
 def test_the_best_text_stays(agent: Agent) -> None:
     plant(agent, right(1))
     draft(agent, tested=True)

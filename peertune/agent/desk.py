@@ -50,6 +50,7 @@ class Desk:
         self.views: dict[Row, Teacher] = {}  # what the authors of lessons expected at each of their tokens
         self._arrived: dict[int, str] = {}  # texts that were accepted since the last lesson
         self._replaced: dict[int, Lesson | None] = {}  # lessons before what was accepted since the last one
+        self._said: dict[int, set[str]] = {}  # texts that came since the last lesson and could not be tested
 
     def clear(self) -> None:
         """Forget the round."""
@@ -59,7 +60,7 @@ class Desk:
     def settle(self) -> None:
         """A lesson is over: what was sent for it has been used."""
         self.pulled, self.adapter, self.views = 0, {}, {}
-        self._arrived, self._replaced = {}, {}
+        self._arrived, self._replaced, self._said = {}, {}, {}
 
     def undo(self, record: AgentRecord) -> None:
         """The lesson did harm: what was accepted for it is forgotten."""
@@ -118,19 +119,32 @@ class Desk:
         self.views |= {item.row: item.teacher for item in with_teacher(rows, known.only(whole & kept))}
         return Verdicts(tuple((whole & kept).astype(int).tolist()))
 
-    def accept(self, record: AgentRecord, which: Picks, texts: Texts, tested: bool) -> Verdicts:
-        """Keep of texts what counts as lessons; of problems with public tests only if it passes, if `tested`."""
+    def accept(self, record: AgentRecord, which: Picks, texts: Texts, gates: tuple[bool, bool]) -> Verdicts:
+        """Keep of texts what counts as lessons. `gates`: `tested`, of problems with public tests only what passes;
+        `agreed`, of others only what somebody else wrote, too.
+        """
+        tested, agreed = gates
         self.pulled += sum(len(text.encode()) for text in texts.items)
         cleaned = [self._task.clean(text) for text in texts.items]  # no test sees the rest, which may be anything
         verified = self._public.verify(self._public.of(which, texts), cleaned, tested)
         useful = [bool(text.strip()) and one is not False for text, one in zip(cleaned, verified, strict=True)]
-        arrived = zip(which.items, cleaned, verified, strict=True)
+        arrived = [*zip(which.items, cleaned, verified, strict=True)]
+        if agreed:
+            said = [one is not None or self._agreed(problem, text) for problem, text, one in arrived]
+            useful = [one and two for one, two in zip(useful, said, strict=True)]
         for problem, text, passed in compress(arrived, useful):
             if self._public.teaches(problem):
                 self._replaced.setdefault(problem, record.lessons.get(problem))
                 add_lesson(record.lessons, problem, Lesson(text, verified=bool(passed)))
                 self._arrived[problem] = text
         return Verdicts(tuple(map(int, useful)))
+
+    def _agreed(self, problem: int, text: str) -> bool:
+        """Has the agent drafted this, or has it come from somebody else before?"""
+        said, own = self._said.setdefault(problem, set()), self.drafts.get(problem)
+        found = text.strip() in said or (own is not None and own.text.strip() == text.strip())
+        said.add(text.strip())
+        return found
 
     def public(self, which: Picks) -> list[Example]:
         """These public problems, with their answers."""

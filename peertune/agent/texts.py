@@ -34,9 +34,11 @@ class TextVerbs(AgentCore):
         return self._desk.share(which)
 
     @verb
-    def accept(self, which: Picks, texts: Texts, tested: int) -> Verdicts:
-        """Keep texts to learn from. `tested`: run the public tests first, where there are some, and drop what fails."""
-        return self._desk.accept(self._record, which, texts, bool(tested))
+    def accept(self, which: Picks, texts: Texts, tested: int, agreed: int = 0) -> Verdicts:
+        """Keep texts to learn from. `tested`: run the public tests first, where there are some, and drop what fails.
+        `agreed`: of the others keep what another text of this round says, too, the agent's own draft included.
+        """
+        return self._desk.accept(self._record, which, texts, (bool(tested), bool(agreed)))
 
     @verb
     def blend(self, adapter: Weights) -> Verdicts:

@@ -27,7 +27,7 @@ EXCHANGES: dict[str, dict[str, str]] = {  # methods whose agents learn from each
     "central_text": {**_SCALARS, "texts": "everyone"},
 }
 _OF_PAIRS = {"protocols": ("text",), "max_pairs": None, "matchmaker": {"type": "pairwise", **asdict(Pairwise())}}
-_OF_PROMPTS = {"retries": 1, "router": {"type": "beta", **asdict(Router())}}
+_OF_PROMPTS = {"retries": 1, "agreed": False, "router": {"type": "beta", **asdict(Router())}}
 TO = {"coordinator": "the coordinator", "agents": "other agents", "everyone": "the coordinator and other agents"}
 
 
@@ -147,7 +147,7 @@ def _pairing(config: "Config", name: str, method: "MethodConfig") -> None:
     if method.max_pairs and method.max_pairs > most:
         raise ValueError(f"{name}: max_pairs is {method.max_pairs}, but {len(config.agents)} agents form {most} pairs")
     sections = {key: getattr(method, key).model_dump() for key in ("matchmaker", "router")}
-    given = {"protocols": method.protocols, "max_pairs": method.max_pairs, "retries": method.retries, **sections}
+    given = sections | {key: getattr(method, key) for key in ("protocols", "max_pairs", "retries", "agreed")}
     if method.route == "prompt":
         _routable(config, name)
         if unused := [key for key, usual in _OF_PAIRS.items() if given[key] != usual]:

@@ -36,8 +36,9 @@ class Knexa(TextMethod):
     `protocols`: how a pair may exchange, which the matchmaker chooses with the pair: by texts; by texts and what their
     author expected at each token (logits), where both have the same tokens; by the adapter, where both have the same
     base. `max_pairs`: K_p, half the agents by default. `retries`: further sources that a receiver
-    asks when a text fails the tests. `audit`: public probe problems that are graded by a peer, in round 1 and wherever
-    texts cannot be tested.
+    asks when a text is of no use. `audit`: public probe problems that are graded by a peer, in round 1 and wherever
+    texts cannot be tested. `agreed` (`route: prompt`): there a text is of use only if it says what an earlier one of
+    the round says, another source's or the receiver's own.
     """
 
     matchmaker: Matchmaker
@@ -47,6 +48,7 @@ class Knexa(TextMethod):
     max_pairs: Annotated[int, Gt(0)] | None = None
     retries: Annotated[int, Ge(0)] = 1
     audit: Annotated[int, Ge(0)] = 24
+    agreed: bool = False
 
     def init(self, fed: Federation) -> State:
         categories = len({problem.category for problem in (*self.run.transfer, *self.run.probe)})
@@ -131,7 +133,7 @@ class Knexa(TextMethod):
         ranked, pulled = rankings(self.router, credit, board, list(claims)), {}
         for attempt in range(1 + self.retries):
             wanted = orders(board, ranked, pulled, attempt)
-            found = self.pull(fed, wanted)
+            found = self.pull(fed, wanted, self.agreed)
             credit = book(self.router, credit, board, found | lost(wanted, found, fed.failed))
             evidence.note(wanted, found, fed.failed)
             pulled |= found

@@ -76,12 +76,12 @@ class TextMethod(Method):
         drafted = fed.gather(refs).items()
         return {name: claims for name, claims in drafted if whole(fed, name, "draft", claims.surprise, which)}
 
-    def pull(self, fed: Federation, orders: Sequence[Order]) -> Pulled:
+    def pull(self, fed: Federation, orders: Sequence[Order], agreed: bool = False) -> Pulled:
         """The texts go from source to receiver, who checks them; only the verdicts come here."""
         refs = {}
         for order in orders:
             which = Picks(order.problems)
-            refs[order] = fed[order.receiver].accept(which, fed[order.source].share(which), self.tested)
+            refs[order] = fed[order.receiver].accept(which, fed[order.source].share(which), self.tested, agreed)
         return _verdicts(fed, "accept", fed.gather(refs))
 
     def grade(self, fed: Federation, orders: Sequence[Order]) -> Pulled:
