@@ -330,7 +330,6 @@ def test_errors_of_the_store_are_not_of_the_seal(party: dict[str, Seal], tmp_pat
     """A seen-set that cannot be written: the message is not handed out, and opens when the disk is well again."""
     sealed = party["clinic"].close("lab", 1, TEXT, CALL)
     other = sqlite3.connect(tmp_path / "lab" / "replay.sqlite", isolation_level=None)
-    other.execute("PRAGMA max_page_count = 1")
     other.execute("ALTER TABLE seen RENAME TO hidden")
     with pytest.raises(ConfigError, match=r"replay\.sqlite cannot be read or written"):
         party["lab"].open("clinic", 1, sealed, CALL)

@@ -5,7 +5,6 @@ What travels through the hub could be exchanged there, keys also. So a key that 
 
 import base64
 import tomllib
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -17,7 +16,7 @@ from peertune.guard.store import private_folder, translated, write_private
 _HEAD = "# Pinned keys of other parties. Compare each fingerprint with its owner, on the telephone for instance.\n"
 
 
-class Peers(Mapping[str, Card]):
+class Peers:
     """The pinned cards by name."""
 
     def __init__(self, path: Path, cards: dict[str, Card]) -> None:
@@ -45,14 +44,10 @@ class Peers(Mapping[str, Card]):
             )
         return self._cards[name]
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._cards
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._cards)
-
-    def __len__(self) -> int:
-        return len(self._cards)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Who is pinned."""
+        return tuple(self._cards)
 
     def check(self, card: Card) -> None:
         """Compare the card that a party shows with its pin. Raises `ChangedKeyError`; `SealError` if there is none."""
