@@ -101,7 +101,7 @@ def _coverage(
     kinds = [_how(source, target, id, place, rule) for id, place in enumerate(table.tolist())]
     rows = [(f"in {names[1]}: {kind}", kinds.count(kind)) for kind in (SAME, "same role", HOW[rule], "none") if kind]
     shares = [[what, str(count), f"{100 * count / len(kinds):.1f}"] for what, count in rows]
-    return [[names[1], str(len(target.tokens)), ""], [names[0], str(len(kinds)), "100.0"], *shares]
+    return [[names[0], str(len(kinds)), "100.0"], *shares, [names[1], str(len(target.tokens)), ""]]
 
 
 def _how(source: "Vocabulary", target: "Vocabulary", id: int, place: int, rule: str) -> str:

@@ -1,6 +1,5 @@
 """Positions of two tokenizations: what corresponds, what is masked, and the paper's time warping beside."""
 
-import json
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_align_tokens import sentencepiece_like
 from tiny import make_tokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from peertune.align import Vocabulary, dtw
@@ -190,19 +189,7 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 @cache
 def sentencepiece() -> PreTrainedTokenizerFast:
-    """With a marker for the space, one of them in front of each text, and byte tokens for what it does not know."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=360, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator([TEXTS[0], TEXTS[0], "all the dynamic texts utilize them"], trainer)
-    described = json.loads(tokenizer.to_str())
-    described["added_tokens"] = described["added_tokens"][:3]  # bytes are no special tokens
-    plain = Tokenizer.from_str(json.dumps(described))
-    return PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return sentencepiece_like()
 
 
 @cache

@@ -8,11 +8,11 @@ from typing import Literal
 
 import numpy as np
 
+from peertune.align.vocabulary import NONE
 from peertune.errors import PayloadError
 from peertune.knowledge import Knowledge
 
 Merge = Literal["sum", "first"]
-NOWHERE = -1  # of a vocabulary map: no counterpart
 _HALF = 32  # bits
 _LOW = (1 << _HALF) - 1
 _PADDING = int(np.float32(np.inf).view(np.int32)) << _HALF  # an entry of log p -inf and id 0
@@ -26,7 +26,7 @@ def transfer(
     """Rows of `known` in terms of a vocabulary of `width` tokens; `lengths` then count those of each problem in `rows`.
 
     `rows` int [M], problem after problem. `vocabulary_map` int32: the counterpart of each token of the source, or
-    `NOWHERE`. Ids beyond it but below `known.width` belong to no token (a head may have more rows than its tokenizer
+    `NONE`. Ids beyond it but below `known.width` belong to no token (a head may have more rows than its tokenizer
     has tokens): nowhere, too. Where several tokens have one counterpart it gets their probability (`sum`), or that of
     the most probable, and the others join the tail (`first`; FedMKT, arXiv:2406.02224). Each row keeps its sum and
     comes by falling log p; one whose tokens have no counterpart at all has no entries, so says nothing.
@@ -50,7 +50,7 @@ def _said(
     assert known.ids is not None and known.tail is not None
     ids, logp, tail = (np.take(table, rows, axis=0) for table in (known.ids, known.logp, known.tail))
     found = _mapped(ids, vocabulary_map, known.width)
-    found[np.isneginf(logp)] = NOWHERE
+    found[np.isneginf(logp)] = NONE
     counts, ids, logp, dropped = _merged(found, logp, merge)
     ids, logp = _falling(counts, ids, logp)
     tail = _added(tail, dropped)
@@ -66,7 +66,7 @@ def _mapped(ids: np.ndarray, vocabulary_map: np.ndarray, width: int) -> np.ndarr
     if ids.size and (ids.min() < 0 or ids.max() >= width):
         raise PayloadError(f"transfer: expected ids of 0 to {width - 1}, found {ids.min()} to {ids.max()}")
     found = np.take(vocabulary_map, ids, mode="clip").astype(np.int64)
-    found[ids >= len(vocabulary_map)] = NOWHERE
+    found[ids >= len(vocabulary_map)] = NONE
     return found
 
 
@@ -80,7 +80,7 @@ def _merged(found: np.ndarray, logp: np.ndarray, merge: Merge) -> tuple[np.ndarr
     mass = np.add.reduceat(np.exp(_logp(entries), dtype=np.float64).ravel(), begins) if n else np.zeros(0)
     row, ids, best = begins // k, entries.ravel()[begins] >> _HALF, _logp(entries.ravel()[begins])
     several = np.diff(begins, append=n * k) > 1
-    kept = ids != NOWHERE
+    kept = ids != NONE
     lost = np.where(kept, 0.0, mass)
     if merge == "first":
         lost[several & kept] = (mass - np.exp(best, dtype=np.float64))[several & kept]
