@@ -1,13 +1,18 @@
-"""Do the models and data sets that a configuration names exist? Nothing is loaded or downloaded, no torch imported."""
+"""Do the models and data sets that a configuration names exist, and can its methods do with these models?
+
+Nothing is loaded or downloaded, no torch imported.
+"""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from peertune.config.schema import AnswersTask, Config, HumanEvalTask, IntentTask, MBPPTask, RecordsTask
-from peertune.errors import ConfigError, MethodError
+from peertune.codecs import Codec, layout
+from peertune.config.schema import AnswersTask, Config, HumanEvalTask, IntentTask, MBPPTask, MethodConfig, RecordsTask
+from peertune.errors import ConfigError
 from peertune.lm.source import resolve
-from peertune.methods.split import check_cuts
+from peertune.methods.split import FAMILIES, check_cuts, uncut
 from peertune.tasks.intent import FILES
 from peertune.tasks.programs import FILE_KINDS
 from peertune.tasks.records import KINDS, locate
@@ -27,32 +32,74 @@ def check_places(config: Config) -> list[str]:
             lines.append(f"[{key}] {error}")
     if lines:
         raise ConfigError("\n".join(lines))
-    _check_cuts(config)
+    _check_methods(config)
     return sorted(remote)
 
 
-def _check_cuts(config: Config) -> None:
-    """Raise `ConfigError` if split learning cuts a model where it has no blocks, as far as its config.json says."""
+def uses_server(method: MethodConfig) -> bool:
+    """Does the method ask anything of a server?"""
+    return method.type == "split" or getattr(method, "server_model", False)
+
+
+def _check_methods(config: Config) -> None:
+    """Raise `ConfigError` if a method cannot do with its models, as far as their config.json says, or a server has
+    nothing to do.
+    """
+    if config.server and not any(map(uses_server, config.arms().values())):
+        raise ConfigError(
+            "[server] no arm has a use for it, and it would be loaded and stored all the same; remove it, or add an "
+            "arm of `split`, or of `kd` or `central_text` with `server_model: true`"
+        )
     for name, method in config.arms().items():
-        if method.type != "split":
-            continue
-        place, origin = resolve(config.agents[0].model)
-        if origin != "hub" and (layers := _layers(Path(place) / "config.json")):
-            cuts = {agent: (method.cuts or {}).get(agent, method.cut) for agent in config.agent_names()}
-            try:
-                check_cuts(cuts, method.last, layers)
-            except MethodError as error:
-                raise ConfigError(f"[{name}] {error}") from None
+        try:
+            if method.type == "split":
+                _check_split(config, method)
+            if method.type == "kd":
+                _check_listed(config, method)
+        except ConfigError as error:
+            raise ConfigError(f"[{name}] {error}") from None
 
 
-def _layers(path: Path) -> int:
-    """Blocks of the model that a config.json describes; 0 if it does not say."""
+def _check_split(config: Config, method: MethodConfig) -> None:
+    """The model is of a family that can be cut, has blocks where it is, and hidden states that the codec can code."""
+    model = config.agents[0].model
+    described = _described(model)
+    if (family := described.get("model_type", FAMILIES[0])) not in FAMILIES:
+        raise uncut(model, family)
+    if layers := _number(described, "num_hidden_layers", "n_layer"):
+        check_cuts(
+            {agent: (method.cuts or {}).get(agent, method.cut) for agent in config.agent_names()}, method.last, layers
+        )
+    if width := _number(described, "hidden_size", "n_embd"):
+        layout(Codec(method.codec, method.outliers, method.keep), 1, width)
+
+
+def _check_listed(config: Config, method: MethodConfig) -> None:
+    """Of a position no more tokens travel than there are; of classes all do where that takes fewer bytes."""
+    if isinstance(config.task, IntentTask) and config.task.output == "classes":
+        return
+    for agent in config.agents:
+        tokens = _number(_described(agent.model), "vocab_size")
+        if tokens and method.top_k > tokens:
+            raise ConfigError(
+                f"kd: `top_k` is {method.top_k}, but {agent.model} has {tokens} tokens; lower it, or set it to 0, "
+                "which is all of them"
+            )
+
+
+def _described(model: str) -> dict[str, Any]:
+    """What a model's config.json says; nothing of one that is not here or cannot be read."""
+    place, origin = resolve(model)
     try:
-        described = json.loads(path.read_bytes())
+        described = {} if origin == "hub" else json.loads((Path(place) / "config.json").read_bytes())
     except (OSError, ValueError):  # who loads the model will say what is wrong with it
-        return 0
-    counts = [described.get(key) for key in ("num_hidden_layers", "n_layer")] if isinstance(described, dict) else []
-    return next((count for count in counts if isinstance(count, int)), 0)
+        return {}
+    return described if isinstance(described, dict) else {}
+
+
+def _number(described: dict[str, Any], *names: str) -> int:
+    """The one of these that there is; 0 if there is none."""
+    return next((described[name] for name in names if isinstance(described.get(name), int)), 0)
 
 
 def _places(config: Config) -> Iterator[tuple[str, str, tuple[str, ...]]]:

@@ -14,6 +14,7 @@ from peertune.methods import METHODS, Budget, Run
 from peertune.methods.base import Public
 from peertune.methods.kd import _of_one_form
 from peertune.payloads import Logits, decode, encode
+from peertune.places import check_places
 
 KD: dict[str, Any] = {"type": "kd", "precision": "fp32", "top_k": 8}
 RELEASE = {"logits": "coordinator"}
@@ -107,6 +108,14 @@ def test_models_of_two_vocabularies_are_refused(models: dict[str, str]) -> None:
 def test_what_cannot_work_is_refused(models: dict[str, str], changes: dict[str, Any], expected: str) -> None:
     with pytest.raises((ConfigError, ValueError), match=expected):
         config(models, **changes)
+
+
+def test_no_more_tokens_are_listed_than_there_are(models: dict[str, str]) -> None:
+    check_places(config(models, method=KD | {"top_k": 320}))
+    with pytest.raises(
+        ConfigError, match=r"\[kd\] kd: `top_k` is 321, but .*llama has 320 tokens; lower it, or set it"
+    ):
+        check_places(config(models, method=KD | {"top_k": 321}))
 
 
 class Recorder:

@@ -14,7 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load as load_safetensors
 from small import bodies, last_checkpoint, make_models, resume, run, small_config
 from test_intent_runs import messages
-from tiny import WIDTH, make_tiny_encoder
+from tiny import WIDTH, make_tiny_encoder, make_tiny_model
 from transformers import AutoModelForCausalLM
 
 from peertune.agent import Agent
@@ -607,6 +607,31 @@ def test_validate_knows_how_many_blocks_there_are(models: dict[str, str]) -> Non
         check_places(config_of(models, "llama", method=SPLIT | {"cut": 2}))
     with pytest.raises(ConfigError, match="`last` is 2 to 2, found 3"):
         check_places(config_of(models, "gpt2", method=SPLIT | {"last": 3}))
+
+
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [({"codec": "topk", "keep": WIDTH + 1}, "0 and 33"), ({"codec": "int8", "outliers": WIDTH}, "32 and 0")],
+)
+def test_validate_knows_how_wide_hidden_states_are(models: dict[str, str], more: dict[str, Any], found: str) -> None:
+    for name in ("llama", "gpt2"):
+        with pytest.raises(ConfigError, match=rf"\[split\] codec: hidden states have 32 channels; .*; found {found}"):
+            check_places(config_of(models, name, method=SPLIT | more))
+
+
+def test_validate_knows_which_models_can_be_cut(models: dict[str, str], tmp_path: Path) -> None:
+    place = str(make_tiny_model(tmp_path / "opt", "opt"))
+    with pytest.raises(ConfigError, match=r"\[cut\] split: .*opt is a opt model, which cannot be cut; expected one of"):
+        check_places(config_of({**models, "opt": place}, "opt", method={"type": "local"}, baselines={"cut": SPLIT}))
+
+
+def test_a_server_that_nobody_needs_is_refused(models: dict[str, str]) -> None:
+    for method in ("local", "fedavg"):
+        with pytest.raises(
+            ConfigError, match=r"\[server\] no arm has a use for it.*; remove it, or add an arm of `split`"
+        ):
+            check_places(config_of(models, "llama", method={"type": method}))
+    check_places(config_of(models, "llama", method={"type": "local"}, baselines={"cut": SPLIT}))
 
 
 @pytest.mark.parametrize("verb", ["split_lower", "split_labelled", "split_leave"])

@@ -74,10 +74,7 @@ class Split(Method):
                     f"differs from the server ({server['model']}). Give all the same `model` and `adapter`"
                 )
         if not server["layers"]:
-            raise MethodError(
-                f"split: {server['model']} is a {server['family']} model, which cannot be cut; expected one of "
-                f"{', '.join(FAMILIES)} (bert for classes only)"
-            )
+            raise uncut(server["model"], server["family"])
         check_cuts({facts["name"]: self.first(facts["name"]) for facts in agents}, self.last, server["layers"])
         Codec(self.codec, self.outliers, self.keep)
 
@@ -182,6 +179,14 @@ class Split(Method):
             else:
                 updates.append(Update(name, answer.tensors, answer.examples, facts[name]["scale"]))
         return updates
+
+
+def uncut(model: str, family: str) -> MethodError:
+    """That models of this architecture cannot be cut."""
+    return MethodError(
+        f"split: {model} is a {family} model, which cannot be cut; expected one of {', '.join(FAMILIES)} (bert for "
+        "classes only). Use another model or method"
+    )
 
 
 def check_cuts(cuts: Mapping[str, int], last: int | None, layers: int) -> None:
