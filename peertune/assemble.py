@@ -28,12 +28,14 @@ from peertune.config.schema import (
     Training,
 )
 from peertune.engines.base import Resident
+from peertune.engines.local import Listener, LocalEngine
 from peertune.errors import ConfigError
 from peertune.lm.cut import layers_of
 from peertune.lm.encode import render_example
 from peertune.lm.model import LanguageModel
 from peertune.lm.settings import AdapterSettings, TrainingSettings
 from peertune.lm.source import fingerprint
+from peertune.machine import check_memory, seating
 from peertune.partition import PARTITIONS, deal, hold_out
 from peertune.payloads import Weights
 from peertune.profiles import AgentRecord, category_histogram, static_features
@@ -47,6 +49,8 @@ from peertune.tasks.mbpp import MBPP
 from peertune.tasks.records import Records, read_examples
 from peertune.tasks.sandbox import Sandbox
 
+BUILDER = "peertune.assemble:build_agents"
+
 Facts = dict[str, Any]
 Private = tuple[list[Example], list[Example]]  # an agent's examples to train and to validate
 
@@ -56,6 +60,21 @@ class Spec(msgspec.Struct, frozen=True):
 
     config: str
     folder: str
+
+
+def start_engine(config: Config, folder: Path, listener: Listener) -> LocalEngine:
+    """The local engine with all agents of a run. Raises `ConfigError`."""
+    groups, environments = seating(config)
+    check_memory(config, groups)
+    return LocalEngine(
+        BUILDER,
+        msgspec.json.encode(Spec(config.model_dump_json(), str(folder))),
+        groups,
+        inline=config.engine.workers == 0,
+        deadline=config.engine.deadline,
+        environments=environments,
+        listener=listener,
+    )
 
 
 def build_agents(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], list[Facts]]:

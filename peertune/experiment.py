@@ -6,29 +6,28 @@ round and ends as if it had never been stopped.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import closing, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 import numpy as np
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from peertune.arms import make_method, make_run
-from peertune.assemble import Spec, make_clock, public_examples
+from peertune.assemble import make_clock, public_examples, start_engine
 from peertune.checkpoint import Blobs
 from peertune.config.schema import Config, Evaluation, FinalEvaluation, MethodConfig
-from peertune.engines.base import Ref
-from peertune.engines.local import LocalEngine
+from peertune.engines.base import Engine, Ref
+from peertune.engines.local import Listener
 from peertune.engines.worker import Done
 from peertune.errors import AgentError, DamagedError, PeertuneError, StorageError
 from peertune.federation import Federation
 from peertune.identity import check_same, identity
 from peertune.ledger import Event, Ledger
-from peertune.machine import check_memory, machine, seating
+from peertune.machine import machine
 from peertune.methods import Method
 from peertune.methods.base import State
 from peertune.payloads import Receipt, Texts
@@ -36,7 +35,6 @@ from peertune.runs import LEDGER, create_run, existing_run, free_if_refused, loc
 from peertune.tasks.base import Example
 
 START = "start"  # the arm of the warm start, which all others begin from
-BUILDER = "peertune.assemble:build_agents"
 
 Watch = Callable[[str, dict[str, Any]], None]
 Preview = Callable[[dict[str, Any], str], None]
@@ -51,13 +49,15 @@ class Interrupted(PeertuneError):
 class Experiment:
     """One run in one folder. `watch` is told what happens as it happens, without anybody's text.
 
-    `preview` is shown the first training example of each agent, which is private: it is for the agent's owner.
+    `preview` is shown the first training example of each agent, which is private: it is for the agent's owner. `start`
+    starts the engine.
     """
 
     def __init__(self, folder: Path, config: Config, ledger: Ledger, watch: Watch, new: bool = False) -> None:
         self.folder, self.config, self._ledger, self._watch = folder, config, ledger, watch
         self._blobs = Blobs(folder / "coordinator" / "checkpoints")
         self.preview: Preview = lambda facts, text: None
+        self.start: Callable[[Config, Path, Listener], Engine] = start_engine
         self.stopping, self._new = False, new
         self._arm, self._round = START, 0
 
@@ -80,7 +80,7 @@ class Experiment:
     def run(self) -> None:
         """Run every arm from where the ledger says it stands. Raises `Interrupted` after a requested stop."""
         kept = free_if_refused(self.folder, self._ledger) if self._new else nullcontext()
-        with locked(self.folder), kept, self._engine() as engine:
+        with locked(self.folder), kept, closing(self.start(self.config, self.folder, self._heard)) as engine:
             self._describe(engine)
             server = self.config.server is not None
             federation = Federation(engine, self.config.agent_names(), make_clock(self.config), server)
@@ -246,7 +246,7 @@ class Experiment:
                 kept |= {named} if isinstance(named, str) else set(named.values())
         return kept
 
-    def _describe(self, engine: LocalEngine) -> None:
+    def _describe(self, engine: Engine) -> None:
         """Write the run's first event, or check that a resumed run still is what it was."""
         order = list(self.config.parties())
         facts = sorted(engine.facts, key=lambda facts: order.index(facts["name"]))
@@ -275,25 +275,6 @@ class Experiment:
     @cached_property
     def _public(self) -> tuple[list[Example], list[Example]]:
         return public_examples(self.config)
-
-    @contextmanager
-    def _engine(self) -> Iterator[LocalEngine]:
-        groups, environments = seating(self.config)
-        check_memory(self.config, groups)
-        spec = msgspec.json.encode(Spec(self.config.model_dump_json(), str(self.folder)))
-        engine = LocalEngine(
-            BUILDER,
-            spec,
-            groups,
-            inline=self.config.engine.workers == 0,
-            deadline=self.config.engine.deadline,
-            environments=environments,
-            listener=self._heard,
-        )
-        try:
-            yield engine
-        finally:
-            engine.close()
 
     def _heard(self, ref: Ref, done: Done) -> None:
         body = {"arm": self._arm, "round": self._round, "agent": ref.owner, "verb": ref.verb}

@@ -17,11 +17,11 @@ from tiny import make_tiny_model
 
 import peertune.checkpoint
 from peertune.agent import VERBS, Agent
-from peertune.assemble import Spec, build_agents
+from peertune.assemble import BUILDER, Spec, build_agents
 from peertune.checkpoint import Blobs
 from peertune.engines.local import LocalEngine
 from peertune.errors import AgentError, ConfigError, PeertuneError, StorageError
-from peertune.experiment import BUILDER, Experiment, Interrupted
+from peertune.experiment import Experiment, Interrupted
 from peertune.federation import Federation
 from peertune.ledger import Ledger
 from peertune.matchmakers.linucb import LinUCB

@@ -215,15 +215,15 @@ class Envelope:
     def __init__(self) -> None:
         self.seen: list[bytes] = []
 
-    def close(self, raw: bytes, ref: Ref, reader: str, round: int) -> bytes:
+    def close(self, destination: str, round: int, raw: bytes, call: int = 0) -> bytes:
         self.seen.append(raw)
-        return f"{ref.owner}>{reader}:{round}:{ref.id}:".encode() + raw[::-1]
+        return f"{round}:{call}:".encode() + raw[::-1]
 
-    def open(self, raw: bytes, ref: Ref, reader: str, round: int) -> bytes:
-        label = f"{ref.owner}>{reader}:{round}:{ref.id}:".encode()
-        if not raw.startswith(label):
-            raise PayloadError("this is sealed for somebody else")
-        return raw.removeprefix(label)[::-1]
+    def open(self, source: str, round: int, sealed: bytes, call: int = 0) -> bytes:
+        label = f"{round}:{call}:".encode()
+        if not sealed.startswith(label):
+            raise PayloadError(f"{source} sealed this for something else")
+        return sealed.removeprefix(label)[::-1]
 
 
 def test_what_goes_to_another_agent_is_sealed_and_what_goes_to_the_coordinator_is_not(
@@ -234,8 +234,8 @@ def test_what_goes_to_another_agent_is_sealed_and_what_goes_to_the_coordinator_i
     fed.fetch(fed["a0"].profile())
     assert isinstance(fed.fetch(fed["a1"].accept(PICKS, fed["a0"].share(PICKS))), Verdicts)
     assert [kind_of(raw) for raw in envelope.seen] == ["texts"]
-    envelope.open = lambda raw, ref, reader, round: Envelope.open(envelope, b"x" + raw, ref, reader, round)  # type: ignore
+    envelope.close = lambda destination, round, raw, call=0: Envelope.close(envelope, destination, round, raw, call + 1)  # type: ignore
     with pytest.raises(
-        AgentError, match=r"a0\.share failed: its answer is not valid: this is sealed for somebody else"
+        AgentError, match=r"a0\.share failed: its answer is not valid: a0 sealed this for something else"
     ):
         fed.fetch(fed["a2"].accept(PICKS, fed["a0"].share(PICKS)))

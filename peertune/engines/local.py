@@ -80,7 +80,7 @@ class LocalEngine(Engine):
         self._seats = [_Seat(list(names), env) for names, env in zip(groups, envs, strict=True)]
         self._seat_of = {name: seat for seat in self._seats for name in seat.names}
         self._round = self._new_round()
-        self.facts: list[dict[str, Any]] = []
+        self.facts = []
         try:
             self.facts = self._start(self._seats)
         except BaseException:

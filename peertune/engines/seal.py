@@ -1,27 +1,28 @@
-"""How answers travel between agents: the one place where bytes for another agent are closed, and opened again."""
+"""How answers travel between agents: a site closes and opens bytes for and from other agents here and nowhere else."""
 
 from typing import Protocol
 
-from peertune.engines.base import Ref
-
 
 class Seal(Protocol):
-    """Closes what leaves an agent, so that nobody on the way can read or change it. `round`: the barriers before it."""
+    """Closes what leaves an agent, so that nobody on the way can read or change it.
 
-    def close(self, raw: bytes, ref: Ref, reader: str, round: int) -> bytes:
-        """What leaves `ref.owner` for `reader`. Raises `PayloadError` if it must not."""
+    `round`: barriers since the session began; `call`: the call that this is the answer of.
+    """
+
+    def close(self, destination: str, round: int, raw: bytes, call: int = 0) -> bytes:
+        """What leaves for `destination`. Raises `PeertuneError` if it must not."""
         ...
 
-    def open(self, raw: bytes, ref: Ref, reader: str, round: int) -> bytes:
-        """What `close` was given. Raises `PayloadError` if it is not what `ref.owner` sent to `reader`."""
+    def open(self, source: str, round: int, sealed: bytes, call: int = 0) -> bytes:
+        """What `close` was given. Raises `PeertuneError` if it is not what `source` sent."""
         ...
 
 
 class Plain:
     """No seal: whoever carries the bytes is trusted with them."""
 
-    def close(self, raw: bytes, ref: Ref, reader: str, round: int) -> bytes:
+    def close(self, destination: str, round: int, raw: bytes, call: int = 0) -> bytes:
         return raw
 
-    def open(self, raw: bytes, ref: Ref, reader: str, round: int) -> bytes:
-        return raw
+    def open(self, source: str, round: int, sealed: bytes, call: int = 0) -> bytes:
+        return sealed

@@ -21,7 +21,7 @@ from peertune.engines.local import DIED
 from peertune.engines.seal import Plain, Seal
 from peertune.engines.worker import Call, Done, Refused, Release, Start, Started, Value, Withheld
 from peertune.engines.worker import Clear as Forget
-from peertune.errors import AgentError, ConfigError, PayloadError, PeertuneError
+from peertune.errors import AgentError, ConfigError, PeertuneError
 from peertune.ledger import COORDINATOR
 from peertune.payloads import kind_of
 
@@ -198,9 +198,9 @@ class Site:
 
     def _sealed(self, raw: bytes, ref: Ref, reader: str, number: int) -> post.Answer:
         try:
-            return Value(self._seal.close(raw, ref, reader, number))
-        except PayloadError as error:
-            return _withheld(ref, str(error))
+            return Value(self._seal.close(reader, number, raw, ref.id))
+        except PeertuneError as error:
+            return Withheld(fields_of(AgentError(ref.owner, ref.verb, str(error), error.code)))
 
     # The agent's own thread: one task after the other.
 
@@ -273,14 +273,14 @@ class Site:
             if isinstance(answer, Withheld):
                 return Argument(ref, None, answer.failure)
             if isinstance(answer, Value):
-                raw = self._seal.open(answer.raw, ref, self._home.name, number) if answer.raw else answer.raw
+                raw = self._seal.open(ref.owner, number, answer.raw, ref.id) if answer.raw else answer.raw
                 return Argument(ref, raw)
-            cause = answer.message if isinstance(answer, Refused) else "its site gave another answer"
+            cause, code = answer.message if isinstance(answer, Refused) else "its site gave another answer", "error"
         except ConnectionError as error:
-            cause = f"{ref.owner} is out of reach: {error}"
-        except PayloadError as error:
-            cause = f"its answer is not valid: {error}"
-        return Argument(ref, None, fields_of(AgentError(ref.owner, ref.verb, cause)))
+            cause, code = f"{ref.owner} is out of reach: {error}", "error"
+        except PeertuneError as error:
+            cause, code = f"its answer is not valid: {error}", error.code
+        return Argument(ref, None, fields_of(AgentError(ref.owner, ref.verb, cause, code)))
 
 
 def _failed(ref: Ref, cause: str) -> Done:
