@@ -92,6 +92,8 @@ def with_byte_tokens() -> Vocabulary:
 @example([b""], [b"ab", b"b", b"a"])
 @example([b"\x00"], [b"", b"\x00\x00", b"a"])
 @example([b"abc" * 100], [b"b" * 299, b"abc" * 99, b"", b"abc" * 101])
+@example([b"a" * 300], [b"b" * 300, b"a" * 20])  # distances that a byte does not hold
+@example([b"a" * 300], [b"a" * 40, b"a" * 60])
 @settings(deadline=None)
 def test_the_nearest_is_that_of_brute_force(queries: list[bytes], candidates: list[bytes]) -> None:
     found, far = nearest(queries, candidates)
