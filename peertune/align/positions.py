@@ -41,20 +41,24 @@ class Positions:
 
     def check(self) -> None:
         """Raise `PayloadError` unless all is as the class says."""
+        self.placed()
+
+    def placed(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows that are not masked, and of each one number, int64, for its problem and start; both rising.
+
+        Raises `PayloadError` unless all is as the class says.
+        """
         arrays = (self.lengths, self.starts)
         if any(array.dtype != np.int32 or array.ndim != 1 for array in arrays) or (self.lengths < 0).any():
             raise PayloadError("positions: expected lengths of 0 or more and starts as int32, one number each")
         if int(self.lengths.sum(dtype=np.int64)) != len(self.starts):
             raise PayloadError(f"positions: expected lengths that sum to {len(self.starts)} starts, found others")
-        keys = self.placed()[1]
-        if (self.starts < MASKED).any() or (keys[1:] <= keys[:-1]).any():
-            raise PayloadError(f"positions: expected starts of {MASKED} or more that rise in a problem, found others")
-
-    def placed(self) -> tuple[np.ndarray, np.ndarray]:
-        """The rows that are not masked, and of each one number, int64, for its problem and start; both rising."""
         rows = np.flatnonzero(self.starts != MASKED)
         problems = np.repeat(np.arange(len(self.lengths), dtype=np.int64) << _SHIFT, self.lengths)
-        return rows, problems[rows] + (self.starts[rows] - MASKED)
+        keys = problems[rows] + (self.starts[rows] - MASKED)
+        if (self.starts < MASKED).any() or (keys[1:] <= keys[:-1]).any():
+            raise PayloadError(f"positions: expected starts of {MASKED} or more that rise in a problem, found others")
+        return rows, keys
 
 
 def starts(vocabulary: Vocabulary, tokens: Sequence[int], text: str) -> np.ndarray:
@@ -88,8 +92,6 @@ def match(source: Positions, target: Positions) -> tuple[np.ndarray, np.ndarray]
         raise PayloadError(
             f"positions: expected those of the same problems, found {len(source.lengths)} and {len(target.lengths)}"
         )
-    source.check()
-    target.check()
     (rows, keys), (others, other_keys) = source.placed(), target.placed()
     _, first, second = np.intersect1d(keys, other_keys, assume_unique=True, return_indices=True)
     return rows[first], others[second]
