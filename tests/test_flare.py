@@ -1,0 +1,102 @@
+"""The engine across organisations on FLARE's simulator: the contract, and whole runs."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small import PAPER, ROUTED, make_models, run, small_config
+from toy import NAMES
+
+from peertune.config.schema import Config
+from peertune.deploy.home import Settings, digest, write_settings
+from peertune.deploy.job import site_of, write_job
+from peertune.engines.flare import FlareEngine
+from peertune.ledger import Ledger
+
+pytest.importorskip("nvflare", reason="needs the extra peertune[flare]")
+pytest.register_assert_rewrite("contract")
+
+import flare_parts  # noqa: E402
+from contract import *  # noqa: E402, F403
+from simulator import Simulator  # noqa: E402
+
+pytestmark = pytest.mark.flare
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
+    folder = tmp_path_factory.mktemp("toys")
+    arguments = {"run": "toys", "wanted": "", "sites": {name: name for name in NAMES}}
+    job = write_job(folder / "jobs", arguments, site="flare_parts.ToySite", coordinator="flare_parts.Bridge")
+    simulator = Simulator(folder, job, NAMES, {flare_parts.FOLDER: str(folder)})
+    try:
+        simulator.until(folder / "session")
+        crossing = flare_parts.Crossing(folder)
+        lines = {name: crossing.line(name) for name in NAMES}
+        engine = FlareEngine(lines, (folder / "session").read_text())
+        yield engine, folder, [[name] for name in NAMES]
+        engine.close()
+        crossing.close()
+        assert simulator.wait(60) == 0
+    finally:
+        simulator.stop()
+
+
+# Whole runs
+
+
+class Organisations:
+    """Kits of all parties of a small run, and the simulator to run it in."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.folder, self.config = folder, config
+        self.sites = {party: site_of(party) for party in config.parties()}
+        kits = {None: "hub", **self.sites}
+        for party, place in kits.items():
+            kit = folder / "kits" / place
+            (kit / "local").mkdir(parents=True)
+            write_settings(kit, Settings(config.model_dump_json(), str(kit / "runs"), party))
+
+    def run(self, name: str, wanted: str | None = None) -> tuple[int, Path]:
+        """Run it to its end; what the simulator returns, and the coordinator's folder of the run."""
+        arguments = {"run": name, "wanted": wanted or digest(self.config), "sites": self.sites}
+        parts = {"site": "flare_parts.SmallSite", "coordinator": "flare_parts.SmallCoordinator"}
+        with tempfile.TemporaryDirectory(dir=self.folder) as place:
+            job = write_job(Path(place) / "jobs", arguments, **parts)
+            environment = {flare_parts.FOLDER: str(self.folder)}
+            simulator = Simulator(Path(place), job, list(self.sites.values()), environment)
+            try:
+                code = simulator.wait()
+                self.log = simulator.log.read_text()
+            finally:
+                simulator.stop()
+        return code, self.folder / "kits" / "hub" / "runs" / name
+
+
+def events(ledger: Ledger) -> list[tuple[Any, ...]]:
+    """What the run was. The first event says how it was configured, and the checkpoint names files of each agent."""
+    return [(event.arm, event.round, event.phase, event.kind, event.body) for event in ledger.events()]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return make_models(tmp_path_factory.mktemp("models"))
+
+
+METHODS_TO_COMPARE: dict[str, dict[str, Any]] = {
+    "knexa": {"method": PAPER, "baselines": {"routed": ROUTED}},
+}
+
+
+@pytest.mark.parametrize("which", METHODS_TO_COMPARE)
+def test_a_run_across_organisations_is_the_run_on_one_machine(
+    which: str, models: dict[str, str], tmp_path: Path
+) -> None:
+    config = small_config(models, "llama gpt2", **METHODS_TO_COMPARE[which])
+    code, folder = Organisations(tmp_path / "apart", config).run("small")
+    assert code == 0
+    apart, together = Ledger.read(folder / "ledger.sqlite"), run(tmp_path / "together", config)
+    assert apart.verify() is None
+    assert events(apart) == events(together) and apart.head == together.head
