@@ -1,6 +1,7 @@
 """`peertune compare`: costs read exactly, arms chosen, fronts against brute force, tables and pictures of tiny runs."""
 
 import json
+import shutil
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from small import ROUTED, make_models, run, small_config
+from transformers import AutoTokenizer
 
 from peertune import cli
 from peertune.config.reader import read_config
@@ -290,6 +292,43 @@ def test_arms_can_be_named(folder: Path, tmp_path: Path) -> None:
         arms_of("central_text")
     with pytest.raises(ConfigError, match=r"no arm 'locall'; the arms are local, centralised, .*knexa"):
         arms_of("local", "locall")
+
+
+def test_a_method_that_does_not_fit_the_agents_is_left_out_and_the_others_run(folder: Path, tmp_path: Path) -> None:
+    """What only models tell: one has another tokenizer."""
+    other = tmp_path / "other"
+    shutil.copytree(read_config(folder / "given.yaml").agents[0].model, other)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(other)
+    given = (f"agents.1.model={other}", *(f"agents.{number}.release.logits=coordinator" for number in (0, 1)))
+    arms = ("baselines.kd=kd", "baselines.groups={type: kd, vocabularies: groups}")
+    plan = Plan(str(folder / "given.yaml"), 1, (*given, *arms))
+    study = plan.study(tmp_path)
+    assert [list(job.config.arms()) for job in study.jobs] == [["alone", "groups", "knexa"]]
+    (written, _) = study.write()
+    assert "another tokenizer than a0" in json.loads(written.read_text())["left_out"]["kd"]
+    with pytest.raises(ConfigError, match=r"no arm 'kd'; it is left out: kd needs models that choose from the same"):
+        replace(plan, arms=("kd",)).study(tmp_path)
+    with pytest.raises(ConfigError, match="kd needs models that choose from the same tokens"):
+        replace(plan, overrides=(*given, "method=kd")).study(tmp_path)
+
+
+def test_a_server_comes_with_the_arms_that_need_it(folder: Path, tmp_path: Path) -> None:
+    model = read_config(folder / "given.yaml").agents[0].model
+    served = (
+        "agents.1.model=" + model,
+        f"server={{model: {model}}}",
+        "baselines.routed={type: central_text, server_model: true}",
+    )
+    served = (*served, *(f"agents.{number}.release.texts=everyone" for number in (0, 1)))
+    plan = Plan(str(folder / "given.yaml"), 1, served)
+    (job,) = plan.study(tmp_path).jobs
+    assert job.config.server is not None and "routed" in job.config.arms()
+    (job,) = replace(plan, arms=("alone",)).study(tmp_path).jobs
+    assert job.config.server is None
+    with pytest.raises(ConfigError, match=r"\[server\] no arm has a use for it"):
+        replace(plan, overrides=served[:2]).study(tmp_path)
 
 
 # A run

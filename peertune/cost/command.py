@@ -30,4 +30,4 @@ def whole_plan(config: Config) -> Plan:
     Raises `ConfigError`: a model or data set that is not there, agents that do not fit the configuration's method.
     """
     choice = admitted(config)
-    return plan_of(choice.of(config, None), choice.left_out)
+    return plan_of(choice.of(config), choice.left_out)

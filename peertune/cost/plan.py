@@ -50,10 +50,20 @@ def plan_of(config: Config, left_out: Mapping[str, str] | None = None, models: M
 
     Raises `ConfigError`: a model or data set that is not there, no arm that its agents admit.
     """
-    world, reasons = world_of(config, models), dict(left_out or {})
-    agents = [_facts(agent) for agent in world.agents]
+    world = world_of(config, models)
+    methods, misfits = methods_of(world)
+    arms = config.arms()
+    found = {arm: _for_those_there(config, FAMILIES[arms[arm].type](world, method)) for arm, method in methods.items()}
+    return Plan(world, methods, found, {**(left_out or {}), **misfits}, warm_start(world))
+
+
+def methods_of(world: World) -> tuple[dict[str, Method], dict[str, str]]:
+    """The methods by arm, but for those that do not fit the agents, of which the reasons. Raises `ConfigError` if the
+    configuration's own method is one of these.
+    """
+    config, agents = world.config, [_facts(agent) for agent in world.agents]
     run = make_run(config, (world.transfer, world.probe), agents, _facts(world.server) if world.server else None)
-    methods, estimates = {}, {}
+    methods, misfits = {}, {}
     for arm, section in config.arms().items():
         method = make_method(run, section)
         try:
@@ -61,10 +71,10 @@ def plan_of(config: Config, left_out: Mapping[str, str] | None = None, models: M
         except ConfigError as error:
             if section is config.method:
                 raise
-            reasons[arm] = str(error)
-            continue
-        methods[arm], estimates[arm] = method, _for_those_there(config, FAMILIES[section.type](world, method))
-    return Plan(world, methods, estimates, reasons, warm_start(world))
+            misfits[arm] = str(error)
+        else:
+            methods[arm] = method
+    return methods, misfits
 
 
 def planned(config: Config, models: Models | None = None) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Which arms are compared: those of the file, or every method that it admits."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from peertune.config.reader import read_config, resolve_recipe
 from peertune.config.schema import Config
 from peertune.errors import ConfigError
 from peertune.methods import METHODS
+from peertune.places import check_places, uses_server
 from peertune.studies.compare.page import markdown
 from peertune.studies.compare.prices import prices
 from peertune.studies.compare.summary import summarise
@@ -34,32 +35,37 @@ class Plan:
         """
         path = resolve_recipe(self.file)
         base = read_config(path, self.overrides)
-        choice = Choice() if base.baselines else admitted(base)
+        if base.baselines:
+            check_places(base)
+        choice = fitting(base, Choice() if base.baselines else admitted(base))
         jobs = jobs_of(folder, self.file, self.seeds, self.overrides, partial(choice.of, names=self.arms))
         return Study(folder, jobs, partial(pages, path.stem, choice.left_out, [job.config for job in jobs]))
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Arms beside those of the file: `added`, a section each, and `left_out`, with the reason."""
+    """Arms beside those of the file: `added`, a section each; and arms that are `left_out`, with the reason."""
 
     added: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
 
-    def of(self, config: Config, names: Sequence[str] | None) -> Config:
-        """The configuration with the added arms, of which only its method and `names` are kept.
+    def of(self, config: Config, names: Sequence[str] | None = None) -> Config:
+        """The configuration with the added arms, of which only its method and `names` are kept, and its server if
+        these need one.
 
         Raises `ConfigError` if there is no arm of such a name.
         """
-        baselines = {**config.model_dump(mode="json")["baselines"], **self.added}
-        if names is None:
-            return with_baselines(config, baselines)
+        everything = {**config.model_dump(mode="json")["baselines"], **self.added}
+        baselines = {name: section for name, section in everything.items() if name not in self.left_out}
         known = [*baselines, config.method.type]
-        if unknown := [name for name in names if name not in known]:
+        if unknown := [name for name in names or () if name not in known]:
             cause = self.left_out.get(unknown[0])
             there = f"it is left out: {cause}" if cause else f"the arms are {', '.join(known)}"
             raise ConfigError(f"--arms: there is no arm {unknown[0]!r}; {there}")
-        return with_baselines(config, {name: section for name, section in baselines.items() if name in names})
+        wanted = known if names is None else names
+        kept = with_baselines(config, {name: section for name, section in baselines.items() if name in wanted})
+        served = any(map(uses_server, kept.arms().values()))
+        return kept if served else kept.model_copy(update={"server": None})
 
 
 def admitted(config: Config) -> Choice:
@@ -78,6 +84,18 @@ def admitted(config: Config) -> Choice:
         else:
             added[name] = {"type": name}
     return Choice(added, left_out)
+
+
+def fitting(config: Config, choice: Choice) -> Choice:
+    """The choice without the arms that do not fit the agents, which only models and data tell.
+
+    Raises `ConfigError`: a model or data set that is not there, agents that do not fit the configuration's method.
+    """
+    from peertune.cost.parties import world_of  # here, because they import torch
+    from peertune.cost.plan import methods_of
+
+    _, misfits = methods_of(world_of(choice.of(config)))
+    return replace(choice, left_out={**choice.left_out, **misfits})
 
 
 def pages(
