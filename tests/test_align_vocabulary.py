@@ -6,24 +6,21 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
-from tiny import TEXTS, make_tokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from spelling import BUNDLED, REAL, bundled, needs_real, sentencepiece_like
+from tiny import make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from peertune.align import Vocabulary, distance
 from peertune.align.distance import nearest
+from peertune.align.tokens import byte_letters
 from peertune.align.vocabulary import NONE, Rule, Tie, vocabulary_map
 
-REAL = Path(__file__).parents[2] / "shared" / "data" / "tokenizers"
-BUNDLED = Path(__file__).parents[1] / "peertune" / "models"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the published tokenizers are not here")
 Measure = Callable[[bytes, bytes], int]
 
 LETTERS = st.sampled_from(b"ab e\x00\x80\xc3")
@@ -63,6 +60,7 @@ def sound(words: list[bytes], roles: dict[str, int] | None = None) -> Vocabulary
     return Vocabulary(tuple(words), roles or {}, frozenset(i for i, w in enumerate(words) if w and w in words[:i]))
 
 
+@cache
 def real(name: str) -> Vocabulary:
     special = {"bos_token": "<s>", "eos_token": "</s>"} if name == "mistral_v1" else {"eos_token": "<|endoftext|>"}
     return Vocabulary.of(PreTrainedTokenizerFast(tokenizer_file=str(REAL / name / "tokenizer.json"), **special))
@@ -70,19 +68,12 @@ def real(name: str) -> Vocabulary:
 
 @cache
 def of_bundled(name: str) -> Vocabulary:
-    return Vocabulary.of(PreTrainedTokenizerFast.from_pretrained(BUNDLED / name))
+    return Vocabulary.of(bundled(name))
 
 
 @cache
 def with_byte_tokens() -> Vocabulary:
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
-    special = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    tokenizer.train_from_iterator(
-        TEXTS * 3, trainers.BpeTrainer(vocab_size=360, special_tokens=special, show_progress=False)
-    )
-    return Vocabulary.of(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    return Vocabulary.of(sentencepiece_like())
 
 
 # The nearest word
@@ -129,13 +120,35 @@ def test_a_mined_map_is_that_of_brute_force(tie: Tie, source: list[bytes], targe
 
 
 @given(st.lists(SHORT, max_size=8), st.lists(SHORT, max_size=20))
-def test_a_first_piece_is_the_longest_beginning_and_exact_the_same(source: list[bytes], target: list[bytes]) -> None:
+def test_exact_maps_equal_bytes_alone_and_a_first_piece_begins_the_token(
+    source: list[bytes], target: list[bytes]
+) -> None:
     ours, theirs = sound(source), sound(target)
-    pieces = [max((w for w in target if w and token.startswith(w)), key=len, default=None) for token in source]
-    first = vocabulary_map(ours, theirs, "first_piece")
-    assert first.tolist() == [NONE if piece is None else target.index(piece) for piece in pieces]
-    same = vocabulary_map(ours, theirs, "exact")
-    assert same.tolist() == [target.index(token) if token and token in target else NONE for token in source]
+    same = [target.index(token) if token and token in target else NONE for token in source]
+    assert vocabulary_map(ours, theirs, "exact").tolist() == same
+    for token, exact, id in zip(source, same, vocabulary_map(ours, theirs, "first_piece").tolist(), strict=True):
+        assert id == exact or (id != NONE and token.startswith(target[id]) and id not in theirs.spare)
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), min_size=1), unique=True))
+@settings(max_examples=50, deadline=None)
+def test_a_first_piece_is_the_one_that_the_tokenizer_cuts(words: list[str]) -> None:
+    letters = {byte: letter for letter, byte in byte_letters().items()}
+    spellings: list[tuple[PreTrainedTokenizerFast, Callable[[str], str]]] = [
+        (bundled("gpt2"), lambda word: "".join(letters[byte] for byte in word.encode())),
+        (sentencepiece_like(), lambda word: word.replace(" ", "▁")),
+    ]
+    for tokenizer, spell in spellings:
+        target = Vocabulary.of(tokenizer)
+        missing = [word for word in words if word.encode() not in target.tokens]
+        table = vocabulary_map(sound([word.encode() for word in missing]), target, "first_piece")
+        assert table.tolist() == [tokenizer.backend_tokenizer.model.tokenize(spell(word))[0].id for word in missing]
+
+
+def test_a_first_piece_of_characters_where_there_are_no_bytes() -> None:
+    target = sound(["東".encode(), "京".encode(), "東京".encode(), b"a"])
+    source = sound(["東京a".encode(), "a東".encode(), "東京".encode()[:4], b"\xe6a", b"xa"])
+    assert vocabulary_map(source, target, "first_piece").tolist() == [2, 3, 0, NONE, NONE]
 
 
 def test_ties_go_to_the_first_by_bytes_or_by_id() -> None:
