@@ -56,7 +56,7 @@ def disjoint_edges(edges: Edges, k: int) -> np.ndarray:
     taken = _greedy(some, 1, apart=True)
     if edges.agents * len(useful) > _BLOSSOM:
         return useful[taken[:k]]
-    if len(taken) > 2 * k - 2:  # k - 1 pairs meet 2 k - 2 of these at most: one is free instead of any that is worth less
+    if len(taken) > 2 * k - 2:  # k - 1 pairs meet 2 k - 2 of these at most: one is free for any that is worth less
         useful = useful[some.weights >= some.weights[taken[2 * k - 2]]]
         some = edges.those(useful)
     return useful[_best_first(some, _blossom(some, k))]
