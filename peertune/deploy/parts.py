@@ -85,8 +85,9 @@ class FlareSite(Participant):
 
     def _home(self) -> Home:
         """What the owner of this site has set; nothing that came with the job but a name and a hash."""
-        settings = read_settings(self._kit())
-        return home(settings, new_run(Path(settings.runs), self.run), self.wanted)
+        kit = self._kit()
+        settings = read_settings(kit)
+        return home(settings, new_run(kit / settings.runs, self.run), self.wanted)
 
 
 class FlareCoordinator(Participant):
@@ -106,8 +107,9 @@ class FlareCoordinator(Participant):
         outcome.write_bytes(msgspec.json.encode(Outcome(0, "")))
 
     def _run(self, progress: dict[str, Any]) -> None:
-        settings = read_settings(self._kit())
-        config, folder = agreed(settings, self.wanted), new_run(Path(settings.runs), self.run)
+        kit = self._kit()
+        settings = read_settings(kit)
+        config, folder = agreed(settings, self.wanted), new_run(kit / settings.runs, self.run)
 
         def watch(event: str, body: dict[str, Any]) -> None:
             if event in ("begin", "round"):

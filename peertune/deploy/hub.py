@@ -1,0 +1,138 @@
+"""The way of a run's owner to the coordinator's server: submit, follow, stop; and to start again what broke."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from nvflare.fuel.flare_api import api_spec
+from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
+
+from peertune.deploy.job import OUTCOME, PROGRESS, Outcome
+from peertune.deploy.provision import SUBMITTER
+from peertune.errors import PeertuneError
+
+POLL = 2.0  # seconds between two looks
+SILENT = 60.0  # seconds after which a job that runs and whose coordinator does not answer counts as gone
+LOGIN = 20.0  # seconds
+TRIES = 5
+FINAL = (0, 2)  # exit codes that another try would not change: done, and refused
+ENDED = "FINISHED"  # the beginning of every status of a job that has ended
+LOST = (api_spec.NoConnection, api_spec.SessionClosed, api_spec.NoReply, api_spec.AuthenticationError, TimeoutError)
+REFUSALS = (
+    *LOST,
+    *(api_spec.JobNotFound, api_spec.JobNotRunning, api_spec.JobNotDone, api_spec.InvalidJobDefinition),
+    *(api_spec.InvalidTarget, api_spec.NoClientsAvailable, api_spec.AuthorizationError, api_spec.InternalError),
+    RuntimeError,
+)
+Found = TypeVar("Found")
+Tell = Callable[[str], None]
+
+
+class Hub:
+    """The server, as the owner of the submitter's `kit` sees it. Its calls raise `PeertuneError` when it has been out of
+    reach for `patience` seconds, or refuses.
+    """
+
+    def __init__(self, kit: Path, patience: float = 120.0) -> None:
+        self._kit, self._patience = kit.resolve(), patience
+        self._session: Session | None = None
+
+    def submit(self, job: Path) -> str:
+        return self._ask(lambda session: session.submit_job(str(job.resolve())))
+
+    def running(self, name: str | None = None) -> list[dict[str, str]]:
+        """Jobs that have not ended, of that run or of all: id, name and status."""
+        jobs = [
+            {"id": job["job_id"], "name": job["job_name"], "status": job["status"]}
+            for job in self._ask(lambda session: session.list_jobs())
+            if not job["status"].startswith(ENDED)
+        ]
+        return [job for job in jobs if name in (None, job["name"])]
+
+    def status(self, job: str) -> str:
+        return self._ask(lambda session: session.get_job_meta(job)["status"])
+
+    def progress(self, job: str) -> dict[str, Any] | None:
+        """Where the coordinator is; None if it does not answer."""
+        try:
+            return self._login().do_app_command(job, PROGRESS, {})
+        except REFUSALS:
+            return None
+
+    def outcome(self, job: str) -> Outcome | None:
+        """How the coordinator ended; None if it could not say."""
+        with tempfile.TemporaryDirectory() as place:
+            found = self._ask(lambda session: session.download_job_result(job, place))
+            files = list(Path(found).rglob(OUTCOME))
+            return msgspec.json.decode(files[0].read_bytes(), type=Outcome) if files else None
+
+    def abort(self, job: str) -> None:
+        self._ask(lambda session: session.abort_job(job))
+
+    def close(self) -> None:
+        if self._session:
+            self._session.close()
+            self._session = None
+
+    def _ask(self, question: Callable[[Session], Found]) -> Found:
+        """Log in and ask; again, if the server has been away."""
+        end = time.monotonic() + self._patience
+        while True:
+            try:
+                return question(self._login())
+            except LOST as error:
+                self.close()
+                if time.monotonic() > end:
+                    raise PeertuneError(
+                        f"the coordinator cannot be reached from {self._kit} ({error or type(error).__name__}); "
+                        "is `peertune coordinator` running, and is its port open?"
+                    ) from None
+            except REFUSALS as error:
+                raise PeertuneError(f"the coordinator refuses: {error or type(error).__name__}") from None
+            time.sleep(POLL)
+
+    def _login(self) -> Session:
+        if self._session is None:
+            self._session = new_secure_session(SUBMITTER, str(self._kit), timeout=LOGIN)
+        return self._session
+
+
+def follow(hub: Hub, run: str, write: Callable[[], Path], tell: Tell, tries: int = TRIES) -> Outcome:
+    """Submit the run `run`, or find it running, and stay with it until its coordinator has ended by itself. What broke is
+    submitted again; it goes on from its last whole round. Raises `PeertuneError` when `tries` in a row got no further.
+    """
+    left, seen, reason = tries, None, ""
+    running = hub.running(run)
+    while left:
+        job = running[0]["id"] if running else hub.submit(write())
+        tell(f"{run}: job {job}")
+        ended, place = _stay(hub, job, tell)
+        outcome = hub.outcome(job) if ended.startswith(ENDED) else None
+        if outcome and outcome.exit_code in FINAL:
+            return outcome
+        reason = outcome.message if outcome else f"the job ended as {ended}"
+        left, seen = (tries if place != seen else left) - 1, place
+        tell(f"{run}: {reason}; {left} more tries" if left else f"{run}: {reason}")
+        running = []
+        time.sleep(POLL)
+    raise PeertuneError(f"{run} was given up after {tries} tries without a round between them; the last: {reason}")
+
+
+def _stay(hub: Hub, job: str, tell: Tell) -> tuple[str, tuple[Any, ...] | None]:
+    """How the job ended, and in which round. A job that runs and is silent has lost its server: it is ended."""
+    place, heard = None, time.monotonic()
+    while not (status := hub.status(job)).startswith(ENDED):
+        progress = hub.progress(job) if status == "RUNNING" else {}
+        if progress is not None:
+            heard = time.monotonic()
+        if progress and (now := (progress["arm"], progress["round"])) != place:
+            place = now
+            tell(f"{progress['arm']}: round {progress['round']}")
+        if time.monotonic() - heard > SILENT:
+            hub.abort(job)
+            return "SILENT", place
+        time.sleep(POLL)
+    return status, place

@@ -1,0 +1,81 @@
+"""Start-up kits: what FLARE made, and what a kit must say before anything is started from it.
+
+No code that comes with a job is run, a job may name the parts of this package only, nobody reads files or logs of a
+site from afar, and every kit keeps its own stores.
+"""
+
+import hashlib
+import json
+import ssl
+from pathlib import Path
+from typing import Any
+
+from peertune.deploy.job import ALLOWED
+from peertune.errors import ConfigError
+
+RETRY = 5.0  # seconds; FLARE keeps a thread for so long after every message, a minute if it is not told
+RIGHTS = {
+    "submit_job": "any",
+    "clone_job": "none",
+    "manage_job": "any",
+    "download_job": "any",
+    "view": "any",
+    "operate": "none",
+    "shell_commands": "none",
+    "byoc": "none",
+    "server-predeployed-flwr": "none",
+}
+STREAMED = "site_log_streamer"  # FLARE's component that sends a site's log to the server
+
+
+def is_server(kit: Path) -> bool:
+    """Is it the coordinator's kit? Raises `ConfigError` if it is none at all, or the submitter's."""
+    startup = kit / "startup"
+    if (startup / "fed_server.json").is_file():
+        return True
+    if (startup / "fed_client.json").is_file():
+        return False
+    if (startup / "fed_admin.json").is_file():
+        raise ConfigError(
+            f"{kit} is a kit to submit runs with (`peertune run FILE --on {kit}`), nothing starts from it"
+        )
+    raise ConfigError(f"{kit} is no start-up kit: expected startup/fed_client.json or startup/fed_server.json in it")
+
+
+def harden(kit: Path) -> None:
+    """Write the files of `kit`/local anew. Raises `ConfigError` if the kit is not whole."""
+    local, server = kit / "local", is_server(kit)
+    resources = _read(local / "resources.json.default")
+    resources["class_list_enforcement_mode"] = "enforce"
+    resources["class_allow_list"] = list(ALLOWED)
+    resources["allow_log_streaming"] = False
+    resources["components"] = [part for part in resources["components"] if part["id"] != STREAMED]
+    if server:
+        resources = json.loads(json.dumps(resources).replace("/tmp/nvflare", str(kit.resolve() / "stores")))
+    log = _read(local / "log_config.json.default")
+    log["loggers"]["nvflare.collab"] = {"level": "WARNING"}  # two lines a call otherwise
+    files: dict[str, Any] = {
+        "resources.json": resources,
+        "authorization.json": {"format_version": "1.0", "permissions": {"project_admin": RIGHTS}},
+        "comm_config.json": {"allow_adhoc_conns": False, "streaming_retry_timeout": RETRY},
+        "log_config.json": log,
+    }
+    for name, body in files.items():
+        (local / name).write_text(json.dumps(body, indent=1), encoding="utf-8")
+
+
+def fingerprint(certificate: Path) -> str:
+    """SHA-256 of a certificate, as two people read it to each other. Raises `ConfigError`."""
+    try:
+        der = ssl.PEM_cert_to_DER_cert(certificate.read_text(encoding="ascii"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{certificate} is no certificate ({error}); ask for the kit again") from None
+    digest = hashlib.sha256(der).hexdigest().upper()
+    return ":".join(digest[place : place + 4] for place in range(0, len(digest), 4))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); the kit is not whole, ask for it again") from None

@@ -1,0 +1,60 @@
+"""A provisioned federation on this machine: every party a kit and processes of its own, mutual TLS over loopback."""
+
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from peertune.config.schema import Config
+from peertune.deploy.provision import AUTHORITY, provision
+from peertune.deploy.start import descendants, end_tree, launch
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Loopback:
+    """Kits in `folder`/kits, and the processes that were started from them."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.folder = folder
+        self.kits = provision(config, "loopback", ("localhost", free_port()), folder / "kits")
+        self.kits.pop(AUTHORITY, None)
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def submitter(self) -> Path:
+        return self.kits["submitter"]
+
+    def start(self, *names: str) -> None:
+        """These, or all that run."""
+        for name in names or [name for name in self.kits if name != "submitter"]:
+            self._running[name] = launch(self.kits[name], self.folder / f"{name}.log")
+
+    def kill(self, name: str) -> None:
+        """kill -9 of all processes of one kit."""
+        end_tree(self._running.pop(name).pid)
+
+    def job_process(self, name: str) -> int:
+        """The process of that kit's job, as soon as it is there."""
+        parent, end = self._running[name].pid, time.monotonic() + 60
+        while time.monotonic() < end:
+            for pid in descendants(parent)[1:]:
+                if any(part in command_of(pid) for part in ("worker_process", "runner_process")):
+                    return pid
+            time.sleep(0.1)
+        raise AssertionError(f"{name} has no job process")
+
+    def stop(self) -> None:
+        for name in list(self._running):
+            self.kill(name)
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
