@@ -90,7 +90,7 @@ def audit_run(folder: Path, agent: str | None, arm: str | None, watch: Callable[
     name, arm = agent or config.agent_names()[0], arm or str(config.method.type)
     lm = model_of(folder, name, arm)
     ledger = Ledger.read(folder / LEDGER)
-    scores = _scores(config, ledger)
+    scores = _scores(config, ledger, name)
     ledger.close()
     return _audit(config, lm, (name, f"{name} after {arm}"), scores, watch)
 
@@ -141,7 +141,7 @@ def _leak(
     per_token = bytes_of(codec, 1000, target.hidden.shape[1]) / 1000
     return Leak(
         cut=first,
-        codec=_name(codec),
+        codec=codec.name,
         bytes=per_token,
         nearest=_share(guessed, target, later) or 0.0,
         trained=_share(inverted, target, later) or 0.0,
@@ -169,8 +169,8 @@ def _encode(config: Config, lm: LanguageModel, examples: Sequence[Example]) -> l
     return [encode(lm.tokenizer, each.prompt, each.completion, length, each.chat) for each in examples]
 
 
-def _scores(config: Config, ledger: Ledger) -> dict[tuple[int, Codec], float]:
-    """(cut, codec) -> the mean score after the last evaluated round of the arm that splits models so."""
+def _scores(config: Config, ledger: Ledger, name: str) -> dict[tuple[int, Codec], float]:
+    """(cut, codec) -> the mean score after the last evaluated round of the arm that splits this agent's model so."""
     run, found = make_run(config, ([], []), [], None), {}
     graded = evaluations(ledger)
     for arm, section in config.arms().items():
@@ -180,17 +180,12 @@ def _scores(config: Config, ledger: Ledger) -> dict[tuple[int, Codec], float]:
             last = graded[arm][max(graded[arm])]
             k = 1 if runs_code(config.model_dump(mode="json")) else None
             mean = sum(float(scored.values(k).mean()) for scored in last.values()) / len(last)
-            found[method.cut, Codec(method.codec, method.outliers, method.keep)] = mean
+            found[method.first(name), Codec(method.codec, method.outliers, method.keep)] = mean
     return found
 
 
 def _share(found: Tensor, target: Seen, where: Tensor) -> float | None:
     return float((found == target.tokens)[where].float().mean()) if bool(where.any()) else None
-
-
-def _name(codec: Codec) -> str:
-    more = f" ({codec.outliers} apart)" if codec.outliers else f" ({codec.keep})" if codec.keep else ""
-    return codec.kind + more
 
 
 def _percent(share: float | None) -> str:

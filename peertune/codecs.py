@@ -50,6 +50,12 @@ class Codec:
         if (self.keep > 0) != (self.kind == "topk"):
             raise ConfigError(f"codec: keep is 1 or more, of topk only; found {self.keep} of {self.kind}")
 
+    @property
+    def name(self) -> str:
+        """For a person, and in an audit: int8 (4 apart), topk (12)."""
+        more = f" ({self.outliers} apart)" if self.outliers else f" ({self.keep})" if self.keep else ""
+        return self.kind + more
+
 
 def bytes_of(codec: Codec, tokens: int, width: int) -> int:
     """Bytes of the arrays of one message, without their names."""

@@ -102,7 +102,7 @@ def audit(
     map that is trained on the other public problems. They are weak: what they recover is the least to be expected.
     """
     from peertune.config import read_config, resolve_recipe
-    from peertune.runs import LEDGER
+    from peertune.runs import AUDIT, LEDGER
 
     run = (runs / source / LEDGER).is_file()
     if run and set:
@@ -115,6 +115,6 @@ def audit(
     with counting("audit") as watch:
         found = audit_config(config, watch) if config else audit_run(runs / source, agent, arm, watch)
     print_rows(found.title, COLUMNS, found.rows())
-    target = to or (runs / source / "audit.json" if run else Path(f"audit-{Path(source).stem}.json"))
+    target = to or (runs / source / AUDIT if run else Path(f"audit-{Path(source).stem}.json"))
     found.write(target)
     typer.echo(f"{target} written; at a server that also has the head, labels are visible besides")

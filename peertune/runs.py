@@ -16,7 +16,7 @@ from peertune.config.schema import VERSION, Config
 from peertune.errors import ConfigError, PeertuneError, StorageError
 from peertune.ledger import Ledger
 
-CONFIG, LEDGER = "config.json", "ledger.sqlite"
+CONFIG, LEDGER, AUDIT = "config.json", "ledger.sqlite", "audit.json"
 NAME_LENGTH = 64
 
 

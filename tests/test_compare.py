@@ -17,18 +17,22 @@ from small import ROUTED, make_models, run, small_config
 from transformers import AutoTokenizer
 
 from peertune import cli
+from peertune.audit import Audit, Leak
 from peertune.config.reader import read_config
 from peertune.errors import ConfigError
 from peertune.ledger import COORDINATOR, Ledger
 from peertune.report.canvas import png
 from peertune.report.reading import readable_bytes
+from peertune.runs import AUDIT
 from peertune.studies.compare.page import markdown, short
 from peertune.studies.compare.pictures import fronts, learning
 from peertune.studies.compare.plan import Plan, admitted
+from peertune.studies.compare.recovered import recovered
 from peertune.studies.compare.summary import front, summarise
 from peertune.studies.costs import Costs
 from peertune.studies.drawing import byte_axis, canvas, rows_of, style
 from peertune.studies.federations import rounded
+from peertune.studies.jobs import Job
 from peertune.studies.markdown import readable_flops
 from peertune.studies.records import Arm, Record, Run, read_run
 
@@ -99,6 +103,7 @@ def test_costs_of_clients_and_server_are_read_exactly(tmp_path: Path) -> None:
         "server_flops": 4.0,
         "updates": 3.0,
         "seconds": 1.5,
+        "client_trips": 2,
         "deploy_bytes": 7,
         "evaluate_bytes": 7,
         "deploy_flops": 1.0,
@@ -193,7 +198,7 @@ def test_the_page_says_everything() -> None:
     page = markdown(summary)
     assert "3 agents, 4 rounds, 3 seeds;" in page and "Not in the scores: cat (liar)." in page
     assert "| dear | 3 | 60.0 (60.0 to 60.0) | 40.0 | +30.0 (+30.0 to +30.0) |" in page
-    assert "| dear | 33.3 B | 33.3 B | 400 B | 400 B | 400 B |" in page and "| dear | 4 GFLOP | 0 | 0.0 |" in page
+    assert "| dear | 33.3 B | 33.3 B | 0 | 400 B | 400 B | 400 B |" in page and "| dear | 4 GFLOP | 0 | 0.0 |" in page
     assert "Pareto front of Pass@1 against bytes on all links: `local`, `dear`" in page
     assert "To reach 54.0 points, 90 % of what the best, `dear`" in page and "| local | never | – | – |" in page
     assert "| dear | 4 | 400 B | 4 GFLOP |" in page and "server" not in page
@@ -204,6 +209,42 @@ def test_the_page_says_everything() -> None:
     columns, rows = short(small_summary())
     assert columns == ["arm", "n", "Pass@1", "worst agent", "over local", "bytes", "client FLOPs", "front"]
     assert rows[1] == ["dear", "3", "60.0", "40.0", "+30.0 (+30.0 to +30.0)", "400 B", "4 GFLOP", "bytes, FLOPs"]
+
+
+def test_the_page_says_how_far_a_plan_was_off() -> None:
+    exact = {"bytes": 396.0, "flops": 5e9, "exact": True}
+    page = markdown(small_summary(planned={"dear": exact, "poor": {**exact, "exact": False}}))
+    assert "| 396 B (-1.0 %) |" in page and "| 5 GFLOP (+25.0 %) |" in page
+    assert "| <= 396 B |" in page and "| <= 5 GFLOP |" in page
+
+
+def test_what_an_audit_recovered_stands_beside_the_score() -> None:
+    page = markdown(small_summary(recovered={"dear": 0.987, "poor": None}))
+    assert "| worst agent | over local | text recovered |" in page and "Text recovered: of 100 tokens" in page
+    assert "| 40.0 | +30.0 (+30.0 to +30.0) | 98.7 |" in page and "hidden states of poor. Call" in page
+    unknown = small_summary(recovered={"dear": None})
+    assert "`peertune audit fed-s0 --runs runs`, then compare again" in markdown(unknown)
+    assert "text recovered" not in markdown(unknown) and "Not measured" not in markdown(small_summary())
+
+
+def test_an_audit_is_read_where_the_arm_is_cut(tmp_path: Path) -> None:
+    """Of the lowest cut of all agents, with the codec of the arm; means over the seeds that were audited."""
+    method = {"type": "split", "cut": 2, "cuts": {"a1": 1}, "codec": "topk", "keep": 4}
+    release = dict.fromkeys(("weights", "activations", "gradient"), "everyone")
+    agents = [{"model": "m", "release": release}] * 2
+    sections = {"agents": agents, "server": {"model": "m"}, "task": {"transfer": 96}, "method": method}
+    config = small_config({}, "", **sections, baselines={"split_fp32": {"type": "split"}})
+    jobs = [Job(tmp_path / f"tiny-s{seed}", config) for seed in range(3)]
+    assert recovered(jobs) == {"split_fp32": None, "split": None}
+    for job, share in zip(jobs, (0.4, 0.6), strict=False):
+        job.folder.mkdir()
+        leak = Leak(1, "topk (4)", 16.0, nearest=0.1, trained=share, prompts=0.5, answers=None, score=None)
+        Audit("m", "a0", 9, 0.1, [replace(leak, cut=2, trained=0.0), leak]).write(job.folder / AUDIT)
+    assert recovered(jobs) == {"split_fp32": None, "split": pytest.approx(0.5)}
+    (jobs[2].folder).mkdir()
+    (jobs[2].folder / AUDIT).write_text("{}")
+    with pytest.raises(ConfigError, match="tiny-s2/audit.json is no audit; remove it"):
+        recovered(jobs)
 
 
 def test_a_file_without_local_has_no_gains() -> None:

@@ -166,6 +166,7 @@ def test_totals_are_by_the_names_of_what_is_measured(texts: Measured) -> None:
             "seconds",
             "evaluate_bytes",
             "evaluate_flops",
+            "client_trips",
             "deploy_flops",
         }
         assert {name: measured[name] for name in measured.keys() & found.keys()}.items() <= found.items()
@@ -173,6 +174,18 @@ def test_totals_are_by_the_names_of_what_is_measured(texts: Measured) -> None:
 
 def test_adapters_of_several_ranks(models: dict[str, str], tmp_path: Path) -> None:
     """Each agent gets the ranks that it has; what is frozen takes the ranks of all."""
+def test_round_trips_are_those_of_each_client(texts: Measured) -> None:
+    """3 steps a round: two trips each with the labels at home, one without; one more for a client's part, and before
+    round 1 for its whole adapter. `trips` of a plan are those of all, where clients take turns one after the other.
+    """
+    plan, ledger = texts
+    rounds = plan.world.config.rounds
+    for arm, expected in {"split": 7 * rounds + 1, "plain": 4 * rounds + 1, "kd": rounds, "fedex": rounds + 1}.items():
+        measured = list(costs_by_round(list(ledger.events(arm=arm)), []).values())[-1]
+        assert measured.trips == expected * len(plan.world.agents)
+    assert plan.estimates["split_v1"].totals()["trips"] == 7 * rounds + 1
+
+
     agents = [
         {"model": models["gpt2"], "release": RELEASE, "adapter": {"rank": rank, "alpha": 2 * rank}}
         for rank in (2, 4, 3)

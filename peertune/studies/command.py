@@ -94,7 +94,7 @@ def _show(files: Sequence[Path]) -> None:
 
 
 def _show_short(files: Sequence[Path]) -> None:
-    from peertune.studies.compare.page import short
+    from peertune.studies.compare.page import short, unaudited
     from peertune.studies.markdown import counted
 
     summary = json.loads(files[0].read_text(encoding="utf-8"))
@@ -102,6 +102,8 @@ def _show_short(files: Sequence[Path]) -> None:
         typer.echo(f"left out: {name}: {why}")
     if summary["arms"]:
         print_rows(f"{summary['name']}: {counted(len(summary['seeds']), 'seed')}", *short(summary))
+        if how := unaudited(summary):
+            typer.echo(how)
     _say_written(files)
 
 

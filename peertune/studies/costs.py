@@ -23,6 +23,7 @@ class Costs:
 
     `flows`: bytes. `flops`: of clients. `updates`: optimiser steps on exchanges. `memory`: of the largest training step
     of a client, in bytes; None if nobody says. `seconds`: of the clients' calls, which may run side by side.
+    `trips`: round trips, how often a client sent something after it had been sent something, or had begun the round.
     `apart_bytes`, `apart_flops` (of clients): by phase, and in no other sum.
     """
 
@@ -32,6 +33,7 @@ class Costs:
     updates: float = 0.0
     memory: float | None = None
     seconds: float = 0.0
+    trips: int = 0
     apart_bytes: Counter[str] = field(default_factory=Counter)
     apart_flops: Counter[str] = field(default_factory=Counter)
 
@@ -65,6 +67,7 @@ class Costs:
         apart = (("bytes", self.apart_bytes), ("flops", self.apart_flops))
         return {
             **{name: getattr(self, name) for name in names},
+            "client_trips": self.trips,
             **{f"{phase}_{what}": counts[phase] for what, counts in apart for phase in ("deploy", "evaluate")},
         }
 
@@ -76,13 +79,15 @@ def costs_by_round(events: Sequence[Event], calls: Iterable[Mapping[str, Any]]) 
         if call["agent"] != SERVER and call["verb"] not in APART:
             seconds[call["round"]] += call["seconds"]
     found: dict[int, Costs] = {}
-    total = Costs()
+    total, sending = Costs(), set[str]()
     for event in events:
         if event.round not in found:  # rounds come in order
             total = found[event.round] = deepcopy(total)
             total.seconds += seconds[event.round]
+            sending.clear()
         if event.kind == "transfer":
             _add_transfer(total, event)
+            _add_trip(total, event, sending)
         elif event.kind == "metric":
             _add_metric(total, event)
     return found
@@ -94,6 +99,15 @@ def _add_transfer(costs: Costs, event: Event) -> None:
         costs.flows[body["payload"], _party(body["source"]), _party(body["destination"])] += body["bytes"]
     else:
         costs.apart_bytes[event.phase] += body["bytes"]
+
+
+def _add_trip(costs: Costs, event: Event, sending: set[str]) -> None:
+    """`sending`: the clients that have sent something since they were last sent something."""
+    source, destination = event.body["source"], event.body["destination"]
+    if event.phase in OWN and _party(source) == AGENT:
+        costs.trips += source not in sending
+        sending.add(source)
+    sending.discard(destination)
 
 
 def _party(name: str) -> str:

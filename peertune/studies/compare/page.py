@@ -7,6 +7,11 @@ from peertune.report.reading import readable_bytes
 from peertune.report.table import ABSENT
 from peertune.studies.markdown import counted, points, readable_flops, table
 
+RECOVERED = (
+    "Text recovered: of 100 tokens of the public test, those that the better of two simple attackers reads off the "
+    "hidden states of the lowest cut (`peertune audit`)."
+)
+
 Row = Mapping[str, Any]
 Column = tuple[str, Callable[[Row], str]]  # its head, and the cell of an arm
 
@@ -28,6 +33,7 @@ def _measured(summary: Row) -> list[str]:
     return [
         *(_about(summary), ""),
         *_table(_score_columns(summary), arms),
+        *(["", line] if (line := unaudited(summary)) else []),
         *("", "Bytes; up and down are what clients send and receive, whoever the other is:", ""),
         *_table(_byte_columns(summary), costs),
         *("", "Work; exchange updates are optimiser steps on what others gave:", ""),
@@ -40,7 +46,7 @@ def _measured(summary: Row) -> list[str]:
 def short(summary: Row) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the one table that a terminal shows."""
     paid = {"bytes": "bytes", "flops": "FLOPs"}
-    score: Column = (summary["score"], lambda row: f"{100 * row['score'][0]:.1f}")
+    score: Column = (summary["score"], lambda row: _percent(row["score"][0]))
     columns: list[Column] = [
         *(score if column[0] == score[0] else column for column in _score_columns(summary)),
         ("bytes", lambda row: readable_bytes(row["bytes"])),
@@ -48,6 +54,17 @@ def short(summary: Row) -> tuple[list[str], list[list[str]]]:
         ("front", lambda row: ", ".join(paid[cost] for cost, on in summary["fronts"].items() if row["arm"] in on)),
     ]
     return [name for name, _ in columns], [[cell(row) for _, cell in columns] for row in summary["arms"]]
+
+
+def unaudited(summary: Row) -> str:
+    """How to measure what the arms of split learning give away, if nobody has; else empty."""
+    arms = [arm for arm, share in summary.get("recovered", {}).items() if share is None]
+    if not arms:
+        return ""
+    return (
+        f"Not measured: how much text the server could read off the hidden states of {', '.join(arms)}. Call, beside "
+        f"this page, `peertune audit {summary['name']}-s{summary['seeds'][0]} --runs runs`, then compare again."
+    )
 
 
 def _table(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
@@ -68,6 +85,7 @@ def _about(summary: Row) -> str:
             f"{summary['score']} in points after the last round, with 95 % two-level bootstrap intervals (seeds, and "
             "test problems within a seed), gains paired; n is the number of seeds. Costs are means over seeds, of all "
             "clients and rounds from round 1 on; the warm start, from which every arm begins, stands below.",
+            *([RECOVERED] if any(summary.get("recovered", {}).values()) else []),
             *([f"Not in the scores: {', '.join(faults)}."] if faults else []),
             *([f"Not in FLOPs, updates and memory, which they keep: {', '.join(silent)}."] if silent else []),
         ]
@@ -79,12 +97,15 @@ def _score_columns(summary: Row) -> list[Column]:
         ("arm", _arm),
         ("n", lambda row: str(row["seeds"])),
         (summary["score"], lambda row: points(row["score"])),
-        ("worst agent", lambda row: f"{100 * row['worst']:.1f}"),
+        ("worst agent", lambda row: _percent(row["worst"])),
     ]
     if local := summary["local"]:
         columns.append((f"over {local}", lambda row: points(row["over_local"], "+")))
+    recovered = summary.get("recovered", {})
+    if any(share is not None for share in recovered.values()):
+        columns.append(("text recovered", lambda row: _or_absent(recovered.get(row["arm"]), _percent)))
     if any(row["server_score"] is not None for row in summary["arms"]):
-        columns.append(("server", lambda row: _or_absent(row["server_score"], lambda score: f"{100 * score:.1f}")))
+        columns.append(("server", lambda row: _or_absent(row["server_score"], _percent)))
     return columns
 
 
@@ -94,6 +115,7 @@ def _byte_columns(summary: Row) -> list[Column]:
         ("arm", _arm),
         ("up, client and round", lambda row: readable_bytes(row["up"] / share)),
         ("down, client and round", lambda row: readable_bytes(row["down"] / share)),
+        ("round trips, client and round", lambda row: f"{row['client_trips'] / share:,.4g}"),
     ]
     heads = {"up": "up", "down": "down", "bytes": "all", "server_bytes": "server"}
     heads |= {"deploy_bytes": "to deploy", "evaluate_bytes": "to evaluate"}
@@ -112,12 +134,14 @@ def _work_columns(summary: Row) -> list[Column]:
 
 
 def _planned(summary: Row, cost: str, column: tuple[str, Callable[[float], str]]) -> list[Column]:
-    """What the configuration said beforehand, or the most that it said, of the arms that have a price."""
+    """What the configuration said beforehand, and by how much that was too much; or the most that it said."""
     plans, (head, show) = summary.get("planned", {}), column
 
     def cell(row: Row) -> str:
         plan = plans.get(row["arm"])
-        return ABSENT if plan is None else f"{'' if plan['exact'] else '<= '}{show(plan[cost])}"
+        if plan is None or not plan["exact"]:
+            return ABSENT if plan is None else f"<= {show(plan[cost])}"
+        return show(plan[cost]) + (f" ({100 * (plan[cost] / row[cost] - 1):+.1f} %)" if row[cost] else "")
 
     return [(head, cell)] if plans else []
 
@@ -129,6 +153,10 @@ def _used(summary: Row, heads: Mapping[str, str]) -> list[tuple[str, str]]:
 
 def _cell(key: str, show: Callable[[float], str]) -> Callable[[Row], str]:
     return lambda row: _or_absent(row[key], show)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
 
 
 def _or_absent(value: float | None, show: Callable[[float], str]) -> str:

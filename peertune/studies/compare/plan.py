@@ -13,8 +13,10 @@ from peertune.methods import METHODS
 from peertune.places import check_places, uses_server
 from peertune.studies.compare.page import markdown
 from peertune.studies.compare.prices import prices
+from peertune.studies.compare.recovered import recovered
 from peertune.studies.compare.summary import summarise
 from peertune.studies.federations import Missing, Study, jobs_of, rounded, summary_file, with_baselines
+from peertune.studies.jobs import Job
 from peertune.studies.records import Run
 
 BOUNDS = ("local", "centralised")  # what a method is measured against: nobody's help, and everybody's data
@@ -39,7 +41,7 @@ class Plan:
             check_places(base)
         choice = fitting(base, Choice() if base.baselines else admitted(base))
         jobs = jobs_of(folder, self.file, self.seeds, self.overrides, partial(choice.of, names=self.arms))
-        return Study(folder, jobs, partial(pages, path.stem, choice.left_out, [job.config for job in jobs]))
+        return Study(folder, jobs, partial(pages, path.stem, choice.left_out, jobs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +101,16 @@ def fitting(config: Config, choice: Choice) -> Choice:
 
 
 def pages(
-    name: str, left_out: Mapping[str, str], configs: Sequence[Config], runs: Sequence[Run], missing: Missing
+    name: str, left_out: Mapping[str, str], jobs: Sequence[Job], runs: Sequence[Run], missing: Missing
 ) -> dict[str, bytes]:
-    """summary.json, table.md and pictures of the federation `name`, whose runs are of these configurations."""
+    """summary.json, table.md and pictures of the federation `name`, whose runs are these jobs."""
     from peertune.report.canvas import png
     from peertune.studies.compare.pictures import fronts, learning
 
     mine = [run for run in runs if run.federation == name]
     unfinished = {run: arms for run, arms in missing.items() if run.rpartition("-s")[0] == name}
-    found = {"left_out": left_out, "missing": unfinished, "planned": prices(configs, mine)}
+    known = {"planned": prices([job.config for job in jobs], mine), "recovered": recovered(jobs)}
+    found = {"left_out": left_out, "missing": unfinished, **known}
     summary = rounded({"name": name, **found, **summarise(mine)})
     files = {"summary.json": summary_file(summary), "table.md": markdown(summary).encode()}
     if summary["arms"]:
