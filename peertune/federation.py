@@ -13,6 +13,7 @@ from peertune.clock import Clock
 from peertune.engines.base import Barrier, Engine, Entry, Ref, read_answer
 from peertune.errors import AgentError, MethodError
 from peertune.ledger import COORDINATOR, SERVER, EventKind
+from peertune.mutual import MutualCalls
 from peertune.payloads import (
     ALL_FACTORS,
     Distillation,
@@ -35,7 +36,7 @@ NO_SERVER = "this method needs a server, the run has none; give the configuratio
 NEVER = 1e9  # nats a token: no loss rises by so much
 
 
-class AgentHandle(SplitCalls):
+class AgentHandle(MutualCalls, SplitCalls):
     """One agent, seen from the coordinator. Each method asks it to run the verb of that name and returns a `Ref`."""
 
     def __init__(self, federation: "Federation", name: str) -> None:

@@ -35,6 +35,7 @@ EventKind = Literal[
     "server_scores",
     "pair",
     "knowledge",  # what clients knew of public problems, together
+    "teachers",  # how many public problems each source taught a learner
     "late",  # the report of an exchange of an earlier round has come
     "refused",  # a report that fits no exchange
     "aggregation",  # of adapters, and its error

@@ -49,9 +49,8 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Loss:
-    """How far a student is from a teacher, at a temperature. `ranked`: the student's k most probable tokens are compared
-    with the teacher's, the first with the first, whichever they are; of sparse teachers whose entries are by falling
-    log p.
+    """How far a student is from a teacher. `ranked`: the student's k most probable tokens are compared with the
+    teacher's, the first with the first, whichever they are; of sparse teachers whose entries are by falling log p.
     """
 
     temperature: float = 1.0

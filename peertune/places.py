@@ -38,7 +38,7 @@ def check_places(config: Config) -> list[str]:
 
 def uses_server(method: MethodConfig) -> bool:
     """Does the method ask anything of a server?"""
-    return method.type == "split" or getattr(method, "server_model", False)
+    return method.type in ("split", "fedmkt") or getattr(method, "server_model", False)
 
 
 def _check_methods(config: Config) -> None:
@@ -48,7 +48,7 @@ def _check_methods(config: Config) -> None:
     if config.server and not any(map(uses_server, config.arms().values())):
         raise ConfigError(
             "[server] no arm has a use for it, and it would be loaded and stored all the same; remove it, or add an "
-            "arm of `split`, or of `kd` or `central_text` with `server_model: true`"
+            "arm of `split` or `fedmkt`, or of `kd` or `central_text` with `server_model: true`"
         )
     for name, method in config.arms().items():
         try:

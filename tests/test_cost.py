@@ -35,7 +35,7 @@ from peertune.methods import METHODS
 from peertune.payloads import Weights, encode
 from peertune.studies.costs import costs_by_round
 
-ALL = ("weights", "logits", "activations", "labelled", "gradient", "records", "texts")
+ALL = ("weights", "logits", "assessed", "lexicon", "activations", "labelled", "gradient", "records", "texts")
 RELEASE = dict.fromkeys(ALL, "everyone")
 EXACT: dict[str, dict[str, Any]] = {
     "local": {"type": "local"},
@@ -56,6 +56,8 @@ MOST: dict[str, dict[str, Any]] = {
     "routed": ROUTED,
     "paper": PAPER,
     "offered": {**PAPER, "protocols": ["text", "logits", "adapter"]},
+    "mutual": {"type": "fedmkt", "setting": "homogeneous", "top_k": 8, "mass": 0.9},
+    "from_server": {"type": "fedmkt", "setting": "llm2slm", "mode": "weighted", "precision": "int8", "problems": 3},
     "central": {"type": "central_text", "tested": False, "server_model": True},
 }
 CLASSES: dict[str, dict[str, Any]] = {
@@ -164,16 +166,14 @@ def test_totals_are_by_the_names_of_what_is_measured(texts: Measured) -> None:
         assert measured.keys() - found.keys() <= {
             "updates",
             "seconds",
+            "client_trips",
             "evaluate_bytes",
             "evaluate_flops",
-            "client_trips",
             "deploy_flops",
         }
         assert {name: measured[name] for name in measured.keys() & found.keys()}.items() <= found.items()
 
 
-def test_adapters_of_several_ranks(models: dict[str, str], tmp_path: Path) -> None:
-    """Each agent gets the ranks that it has; what is frozen takes the ranks of all."""
 def test_round_trips_are_those_of_each_client(texts: Measured) -> None:
     """3 steps a round: two trips each with the labels at home, one without; one more for a client's part, and before
     round 1 for its whole adapter. `trips` of a plan are those of all, where clients take turns one after the other.
@@ -186,6 +186,8 @@ def test_round_trips_are_those_of_each_client(texts: Measured) -> None:
     assert plan.estimates["split_v1"].totals()["trips"] == 7 * rounds + 1
 
 
+def test_adapters_of_several_ranks(models: dict[str, str], tmp_path: Path) -> None:
+    """Each agent gets the ranks that it has; what is frozen takes the ranks of all."""
     agents = [
         {"model": models["gpt2"], "release": RELEASE, "adapter": {"rank": rank, "alpha": 2 * rank}}
         for rank in (2, 4, 3)

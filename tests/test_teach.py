@@ -11,8 +11,9 @@ from peertune.lm.classify import encode_labelled
 from peertune.lm.encode import Row, collate, encode
 from peertune.lm.model import LanguageModel
 from peertune.lm.settings import AdapterSettings, TrainingSettings
-from peertune.lm.teach import Taught, distance, expectations, with_teacher
+from peertune.lm.teach import Taught, expectations, read, with_teacher
 from peertune.lm.train import Trainer
+from peertune.losses import Loss
 
 TEXTS = [("def f(x):", " return x + 1"), ("a", " b"), ("once upon a", " time there was"), ("", "x")]
 LABELS = ("card lost", "top up", "fee")
@@ -76,7 +77,7 @@ def test_the_distance_to_a_teacher_is_the_divergence(made: tuple[LanguageModel, 
     for item in teacher:
         with lm.using("ann") as model:
             batch = collate([item.row], lm.pad_token, lm.device)
-            found = distance(model, batch, item.teacher, temperature)
+            found = read(model, batch).loss(item.teacher, Loss(temperature))
         ours, theirs = (plain(lm, name, item.row).div(temperature).log_softmax(1) for name in ("ann", "bob"))
         wanted.append((theirs.exp() * (theirs - ours)).sum(1).mean() * temperature**2)
         torch.testing.assert_close(found, wanted[-1], atol=1e-5, rtol=1e-5)
@@ -91,7 +92,7 @@ def test_a_taught_step_is_the_gradient_of_the_weighted_sum(made: tuple[LanguageM
     trainer = Trainer(lm, "ann", TrainingSettings(1e-2, batch_size=4, clip_norm=1e9, accumulate=2))
     parameters = lm.trainable("ann")
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    loss = trainer.step([(own, 0.3)], 0, Taught(items, 0.7, 2.0))
+    loss = trainer.step([(own, 0.3)], 0, Taught(items, 0.7, Loss(2.0)))
 
     after = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     lm.load_adapter("ann", before)
@@ -100,7 +101,7 @@ def test_a_taught_step_is_the_gradient_of_the_weighted_sum(made: tuple[LanguageM
     for item in items:
         with lm.using("ann") as model:
             batch = collate([item.row], lm.pad_token, lm.device)
-            wanted = wanted + 0.7 * distance(model, batch, item.teacher, 2.0) * item.row.loss_tokens / positions
+            wanted = wanted + 0.7 * read(model, batch).loss(item.teacher, Loss(2.0)) * item.row.loss_tokens / positions
     tokens = sum(row.loss_tokens for row in own)
     for row in own:
         chosen = [row.label] if row.label is not None else list(row.ids[row.prompt_length :])

@@ -26,13 +26,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:
+def make_tokenizer(chat: bool = False, vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
     """Byte-level BPE; id 0 is BOS and EOS, id 1 is padding, ids 2 and 3 are the roles of a chat."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=["<|eos|>", "<|pad|>", "<|user|>", "<|assistant|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -46,9 +46,9 @@ def make_tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:
     return fast
 
 
-def make_tiny_model(folder: Path, family: str, seed: int = 0) -> Path:
+def make_tiny_model(folder: Path, family: str, seed: int = 0, vocabulary: int = VOCABULARY) -> Path:
     """Save a randomly initialised model of `family` with its tokenizer in `folder`; returns `folder`."""
-    common = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    common = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
     sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
     gated = sizes | {"intermediate_size": 64, "max_position_embeddings": CONTEXT, "tie_word_embeddings": True}
     settings = {
@@ -68,7 +68,7 @@ def make_tiny_model(folder: Path, family: str, seed: int = 0) -> Path:
                 torch.nn.init.normal_(parameter, std=0.2)
     with quiet():
         model.save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
+    make_tokenizer(vocabulary=vocabulary).save_pretrained(folder)
     return folder
 
 

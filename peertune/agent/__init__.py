@@ -2,11 +2,12 @@
 
 from peertune.agent.core import VERBS, AgentSettings
 from peertune.agent.knowledge import KnowledgeVerbs
+from peertune.agent.mutual import MutualVerbs
 from peertune.agent.split import SplitVerbs
 from peertune.agent.texts import TextVerbs
 
 __all__ = ["VERBS", "Agent", "AgentSettings"]
 
 
-class Agent(TextVerbs, KnowledgeVerbs, SplitVerbs):
+class Agent(TextVerbs, KnowledgeVerbs, MutualVerbs, SplitVerbs):
     """All verbs. An agent never knows which method is running."""

@@ -11,6 +11,7 @@ from peertune.errors import PayloadError
 from peertune.lm.batches import batches
 from peertune.lm.encode import Row
 from peertune.lm.teach import Taught, TaughtRow, with_teacher
+from peertune.losses import Loss
 from peertune.payloads import Distillation, Logits, Picks, Precision
 
 PRECISIONS: dict[int, Precision] = {32: "fp32", 16: "fp16", 8: "int8"}
@@ -59,7 +60,7 @@ class KnowledgeVerbs(AgentCore):
         losses = []
         for batch in islice(batches(rows, size, self._learner.seed("distil", self._record.steps)), lesson.steps):
             own = self._learner.own_batch(self._train, self._record) if weight < 1 else []
-            taught = Taught(batch, weight, lesson.temperature)
+            taught = Taught(batch, weight, Loss(lesson.temperature))
             losses.append(self._learner.step([(own, 1 - weight)] if own else [], self._record, taught))
         return float(np.mean(losses))
 

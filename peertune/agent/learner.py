@@ -22,7 +22,7 @@ from peertune.lm.model import LanguageModel, check_tensors
 from peertune.lm.score import losses
 from peertune.lm.seeding import derived
 from peertune.lm.settings import TrainingSettings
-from peertune.lm.teach import Taught, expectations
+from peertune.lm.teach import Taught, assess, expectations
 from peertune.lm.train import Groups, Trainer, TrainingDiverged
 from peertune.payloads import Change
 from peertune.profiles import AgentRecord
@@ -63,6 +63,10 @@ class Learner:
     def expectations(self, rows: Sequence[Row], k: int) -> Knowledge:
         """What the model expects of these rows: the `k` most probable, or all where that takes fewer bytes."""
         return expectations(self.lm, self._name, rows, k if 0 < 2 * k < self.width else None)
+
+    def assess(self, rows: Sequence[Row], k: int) -> tuple[Knowledge, np.ndarray]:
+        """The `k` most probable tokens at each position of these rows, and what the model loses on each row (nats)."""
+        return assess(self.lm, self._name, rows, k)
 
     def fitting(self, adapter: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
         """Another's adapter as tensors. Raises `PayloadError` if names or shapes differ from the own one's."""

@@ -10,6 +10,7 @@ from peertune.agent.learner import change, mean_loss
 from peertune.lm.batches import batches
 from peertune.lm.encode import Row
 from peertune.lm.teach import Taught, TaughtRow
+from peertune.losses import Loss
 from peertune.payloads import Claims, Gain, Logits, Picks, Profile, Texts, Verdicts, Weights
 from peertune.profiles import build_profile
 
@@ -122,4 +123,4 @@ class TextVerbs(AgentCore):
         if not soft:
             return (batch, weight), None
         plain, share = [row for row in batch if row not in views], weight / len(batch)
-        return (plain, share * len(plain)), Taught(soft, share * len(soft), 1.0)
+        return (plain, share * len(plain)), Taught(soft, share * len(soft), Loss())

@@ -6,9 +6,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from peertune.aggregate import AGGREGATORS
+from peertune.config.mutual import check_mutual
 from peertune.config.splitting import check_split
 from peertune.matchmakers import Pairwise, Router
 from peertune.methods.fedavg import MIXED
+from peertune.methods.fedmkt import AVERAGING
 from peertune.partition import MIN_TRAIN, MIN_VALIDATION
 from peertune.tasks.codelets import Codelets
 from peertune.tasks.mbpp import MBPP
@@ -111,16 +113,8 @@ def _methods(config: "Config") -> None:
             _released(config, f"{name} ({method.type})", EXCHANGES[method.type])
         if getattr(method, "server_model", False) and config.server is None:
             raise ValueError(f"{name}: `server_model` needs a server; add a section `server: {{model: ...}}`")
-        if method.type == "kd":
-            _shared_logits(config, name, method)
-        if method.type == "centralised":
-            _released(config, f"{name} (centralised)", {"records": "agents"})
-        if method.type == "knexa":
-            _pairing(config, name, method)
-        if method.type == "fedavg":
-            _averaging(config, name, method)
-        if method.type == "split":
-            _released(config, f"{name} (split)", check_split(config, name, method))
+        if check := _OF_METHODS.get(method.type):
+            check(config, name, method)
 
 
 def _exchange(config: "Config", name: str, method: "MethodConfig") -> None:
@@ -164,25 +158,53 @@ def _pairing(config: "Config", name: str, method: "MethodConfig") -> None:
         raise ValueError(f"{name}: hetero_greedy compares categories, task 'mbpp' has one; use another matchmaker")
 
 
+def _pooling(config: "Config", name: str, method: "MethodConfig") -> None:
+    _released(config, f"{name} (centralised)", {"records": "agents"})
+
+
+def _splitting(config: "Config", name: str, method: "MethodConfig") -> None:
+    _released(config, f"{name} (split)", check_split(config, name, method))
+
+
+def _mutual(config: "Config", name: str, method: "MethodConfig") -> None:
+    _released(config, f"{name} (fedmkt)", check_mutual(config, name, method))
+    if method.setting == "homogeneous":
+        _one_adapter(config, name, "`setting: homogeneous`", AVERAGING)
+
+
 def _averaging(config: "Config", name: str, method: "MethodConfig") -> None:
+    _one_adapter(config, name, "fedavg", method.aggregator)
+
+
+def _one_adapter(config: "Config", name: str, user: str, aggregator: str) -> None:
     """Adapters of one base, with the same layers, and of one shape where the aggregator cannot do with several."""
     (first, one), *others = zip(config.agent_names(), config.agents, strict=True)
     for other, agent in others:
         own, its = one.adapter or config.adapter, agent.adapter or config.adapter
         if agent.model != one.model:
             raise ValueError(
-                f"{name}: fedavg needs one base model for all agents; {other} ({agent.model}) differs from {first} "
+                f"{name}: {user} needs one base model for all agents; {other} ({agent.model}) differs from {first} "
                 f"({one.model}). Give all the same `model`, or use knexa, which mixes models"
             )
         if its.target_modules != own.target_modules:
-            raise ValueError(f"{name}: fedavg needs adapters of the same layers; give all the same `target_modules`")
-        if not AGGREGATORS[method.aggregator].mixed_ranks and (its.rank, its.alpha) != (own.rank, own.alpha):
+            raise ValueError(f"{name}: {user} needs adapters of the same layers; give all the same `target_modules`")
+        if not AGGREGATORS[aggregator].mixed_ranks and (its.rank, its.alpha) != (own.rank, own.alpha):
             raise ValueError(
-                f"{name}: {method.aggregator} needs one adapter shape for all agents; {other} (rank {its.rank}, alpha "
+                f"{name}: {aggregator} needs one adapter shape for all agents; {other} (rank {its.rank}, alpha "
                 f"{its.alpha}) differs from {first} (rank {own.rank}, alpha {own.alpha}). Give all the same `adapter`, "
                 f"or set `aggregator` to one that takes several: {', '.join(MIXED)}"
             )
-    _released(config, f"{name} (fedavg)", {"weights": "coordinator"})
+    _released(config, f"{name} ({user})", {"weights": "coordinator"})
+
+
+_OF_METHODS = {
+    "kd": _shared_logits,
+    "centralised": _pooling,
+    "knexa": _pairing,
+    "fedavg": _averaging,
+    "fedmkt": _mutual,
+    "split": _splitting,
+}
 
 
 def _routable(config: "Config", name: str) -> None:
@@ -199,7 +221,7 @@ def _routable(config: "Config", name: str) -> None:
 def _unused(config: "Config") -> None:
     """What is given and would be ignored; a default does no harm."""
     task, engine = config.task, config.engine
-    transfers = any(method.type in (*EXCHANGES, "kd") for method in config.arms().values())
+    transfers = any(method.type in (*EXCHANGES, "kd", "fedmkt") for method in config.arms().values())
     if not transfers and task.transfer and task.transfer != type(task).model_fields["transfer"].default:
         raise ValueError("task.transfer is not used, because here no agent answers prompts for another; remove it")
     if engine.workers == 0 and engine.deadline != type(engine).model_fields["deadline"].default:

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from itertools import islice
 
-import numpy as np
-
 from peertune.cost.estimate import Estimate, Round
 from peertune.cost.formulas import logit_bytes, sparse_logit_bytes
 from peertune.cost.parties import Party, Position, World
@@ -15,8 +13,9 @@ from peertune.lm.encode import Row
 from peertune.lm.flops import Pass
 from peertune.lm.seeding import derived
 from peertune.methods import KD
+from peertune.methods.base import drawn
 from peertune.methods.kd import BITS
-from peertune.payloads import Distillation, Logits, Picks, Precision
+from peertune.payloads import Distillation, Logits, Precision
 
 WIDE = 1 << 16  # tokens of a vocabulary whose ids do not fit in two bytes
 _FLOATS = {"fp32": "F32", "fp16": "F16", "int8": "F16"}
@@ -33,7 +32,7 @@ def kd(world: World, method: KD) -> Estimate:
     rounds = [Round(trips=1) for _ in range(method.run.rounds)]
     students = world.parties if method.server_model else world.agents
     for t, one in enumerate(rounds, start=1):
-        which = _drawn(method, t)
+        which = drawn(method.run, method.problems, t)
         for party in students:
             rows = party.encode_all(world.transfer[problem] for problem in which.items)
             shapes = logits(party.lm.width, rows, method.top_k, method.precision, ragged=method.mass < 1)
@@ -101,13 +100,6 @@ def _lesson(party: Party, position: Position, rows: Sequence[Row], weight: float
         passes += [*party.step(own), *party.step(batch)]
     position.steps += steps
     return passes
-
-
-def _drawn(method: KD, t: int) -> Picks:
-    """The public problems of round `t`, as the method draws them."""
-    count = len(method.run.transfer)
-    order = np.random.default_rng([method.run.seed, t]).permutation(count)
-    return Picks(tuple(sorted(order[: method.problems or count].tolist())))
 
 
 def _exposure(method: KD) -> str:

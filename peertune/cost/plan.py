@@ -13,6 +13,7 @@ from peertune.config.schema import Config
 from peertune.cost.baselines import centralised, local, warm_start
 from peertune.cost.estimate import Estimate
 from peertune.cost.fedavg import fedavg
+from peertune.cost.fedmkt import fedmkt
 from peertune.cost.kd import kd
 from peertune.cost.parties import Models, Party, World, world_of
 from peertune.cost.split import split
@@ -27,6 +28,7 @@ FAMILIES: dict[str, Callable[..., Estimate]] = {
     "fedavg": fedavg,
     "knexa": knexa,
     "kd": kd,
+    "fedmkt": fedmkt,
     "split": split,
     "central_text": central_text,
     "centralised": centralised,

@@ -19,16 +19,19 @@ from peertune.errors import AgentError, PayloadError, PeertuneError
 from peertune.ledger import COORDINATOR, EventKind
 from peertune.payloads import (
     Activations,
+    Assessed,
     Claims,
     Gain,
     Gradient,
     Labelled,
+    Lexicon,
     Logits,
     Payload,
     Profile,
     Receipt,
     Records,
     Scores,
+    Tally,
     Texts,
     Verdicts,
     Weights,
@@ -73,6 +76,10 @@ ANSWERS: dict[str, type[Payload] | None] = {
     "express": Logits,
     "soften": Verdicts,
     "distil": None,
+    "spell": Lexicon,
+    "assess": Assessed,
+    **dict.fromkeys(("meet", "hear", "renew"), None),
+    "study": Tally,
     **dict.fromkeys(("split_take", "split_join", "split_back", "split_serve"), None),
     **dict.fromkeys(("split_lower", "split_middle"), Activations),
     "split_labelled": Labelled,
@@ -103,6 +110,8 @@ class Barrier:
 
 class Engine(ABC):
     """Carries calls to agents. One coordinator issues all calls in one order; each agent runs its own in that order."""
+
+    facts: list[dict[str, Any]]  # what each agent's builder says of it
 
     @abstractmethod
     def submit(self, ref: Ref, args: Sequence[bytes | Ref]) -> None:

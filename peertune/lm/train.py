@@ -94,6 +94,11 @@ class Trainer:
         self.apply(loss)
         return loss
 
+    def renew(self) -> None:
+        """Forget the moments of AdamW, and begin the warm-up again."""
+        self._steps = 0
+        self._begin()
+
     def apply(self, loss: float | None = None) -> None:
         """One optimiser step with the gradients that are there, of `loss` (nats; None = somebody else knows it).
 

@@ -6,6 +6,7 @@ from peertune.methods.base import Budget, Method, Run
 from peertune.methods.central_text import CentralText
 from peertune.methods.centralised import Centralised
 from peertune.methods.fedavg import FedAvg
+from peertune.methods.fedmkt import FedMKT
 from peertune.methods.kd import KD
 from peertune.methods.knexa import Knexa
 from peertune.methods.local import Local
@@ -16,9 +17,13 @@ METHODS: dict[str, Callable[..., Method]] = {
     "fedavg": FedAvg,
     "knexa": Knexa,
     "kd": KD,
+    "fedmkt": FedMKT,
     "split": Split,
     "central_text": CentralText,
     "centralised": Centralised,
 }
 
-__all__ = ["METHODS", "Budget", "CentralText", "Centralised", "FedAvg", "Knexa", "Local", "Method", "Run", "Split"]
+__all__ = [
+    "METHODS", "Budget", "CentralText", "Centralised", "FedAvg", "FedMKT", "KD", "Knexa", "Local", "Method", "Run",
+    "Split",
+]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from peertune.federation import Federation
+from peertune.payloads import Picks
 
 State = Mapping[str, np.ndarray]
 
@@ -59,6 +60,13 @@ class Run:
     def fact(self, key: str) -> dict[str, Any]:
         """One fact of every agent, by name; nothing of none."""
         return {facts["name"]: facts[key] for facts in self.agents} if key else {}
+
+
+def drawn(run: Run, problems: int | None, t: int) -> Picks:
+    """So many public problems to learn from in round `t`, None = all; the same for everybody."""
+    count = len(run.transfer)
+    order = np.random.default_rng([run.seed, t]).permutation(count)
+    return Picks(tuple(sorted(order[: problems or count].tolist())))
 
 
 class Method(ABC):

@@ -20,6 +20,7 @@ from peertune.methods.base import Method, Run, State
 from peertune.methods.shared import NOTHING, SharedAdapter
 from peertune.payloads import Factors, Weights
 
+Calls = dict[tuple[str, str], Ref]  # by agent and verb
 MIXED = [name for name, rule in AGGREGATORS.items() if rule.mixed_ranks]
 if TYPE_CHECKING:
     Aggregator = str
@@ -73,15 +74,23 @@ class FedAvg(Method):
         return SharedAdapter(factors, start.scale, dict.fromkeys(self._facts, NOTHING)).state
 
     def round(self, state: State, fed: Federation, t: int) -> State:
-        shared, chosen = SharedAdapter.of(state), self._chosen(fed.agents, t)
-        trained, travels = self.rule.trained(t), self.rule.shared(t)
-        calls: dict[tuple[str, str], Ref] = {}
-        for agent in chosen:
-            calls[agent.name, "load"] = agent.load(*self._lacking(shared, agent))
-            calls[agent.name, "fit"] = agent.fit(self._steps, Factors(trained), self.proximal)
-            calls[agent.name, "adapter"] = agent.adapter(Factors(travels))
+        trained, travels = Factors(self.rule.trained(t)), Factors(self.rule.shared(t))
+        calls: Calls = {}
+        for agent in self._chosen(fed.agents, t):
+            calls[agent.name, "load"] = self.hand_out(state, agent)
+            calls[agent.name, "fit"] = agent.fit(self._steps, trained, self.proximal)
+            calls[agent.name, "adapter"] = agent.adapter(travels)
+        return self.average(state, fed, t, calls)
+
+    def hand_out(self, state: State, agent: AgentHandle) -> Ref:
+        """Send an agent what it has not of the global adapter."""
+        return agent.load(*self._lacking(SharedAdapter.of(state), agent))
+
+    def average(self, state: State, fed: Federation, t: int, calls: Calls) -> State:
+        """The next state, of the adapters of those who did all that they were asked."""
+        shared, travels = SharedAdapter.of(state), self.rule.shared(t)
         updates = self._fitting(fed, shared, _answers(calls, fed.gather(calls)), travels)
-        shared = shared.told([agent.name for agent in chosen], [update.name for update in updates])
+        shared = shared.told({name for name, _ in calls}, [update.name for update in updates])
         if updates:
             aggregate = self.rule.combine(updates)
             self._record(fed, self.aggregator, updates, aggregate)
@@ -90,9 +99,8 @@ class FedAvg(Method):
 
     def deploy(self, state: State, fed: Federation) -> None:
         """Everybody has the global adapter, also those that were not chosen; what is private stays as it is."""
-        shared = SharedAdapter.of(state)
         for agent in fed.everyone:
-            agent.load(*self._lacking(shared, agent))
+            self.hand_out(state, agent)
 
     @property
     def rule(self) -> Rule:
@@ -135,7 +143,7 @@ class FedAvg(Method):
         fed.record("aggregation", rule=rule, error=error, agents=[update.name for update in updates])
 
 
-def _answers(calls: Mapping[tuple[str, str], Ref], came: Mapping[tuple[str, str], Any]) -> dict[str, Weights]:
+def _answers(calls: Calls, came: Mapping[tuple[str, str], Any]) -> dict[str, Weights]:
     """The adapters of those who did all that they were asked."""
     lost = {name for name, _ in calls.keys() - came.keys()}
     return {name: came[name, verb] for name, verb in calls if verb == "adapter" and name not in lost}

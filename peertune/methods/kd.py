@@ -18,7 +18,7 @@ from peertune.ensemble import Ensemble, Rule, Use, combine, sharpen
 from peertune.errors import MethodError
 from peertune.federation import NEVER, NO_SERVER, AgentHandle, Federation, Ref
 from peertune.knowledge import Knowledge
-from peertune.methods.base import Method, Run, State
+from peertune.methods.base import Method, Run, State, drawn
 from peertune.payloads import Distillation, Logits, Picks, Precision
 
 BITS: dict[Precision, int] = {"fp32": 32, "fp16": 16, "int8": 8}
@@ -78,7 +78,7 @@ class KD(Method):
         return {}
 
     def round(self, state: State, fed: Federation, t: int) -> State:
-        which = self._drawn(t)
+        which = drawn(self.run, self.problems, t)
         for agent in fed.agents:
             agent.fit(self.run.budget.local_steps)
         known = fed.gather({agent.name: self._known(agent, which) for agent in fed.agents})
@@ -107,12 +107,6 @@ class KD(Method):
         for facts in self.run.agents:
             groups.setdefault(facts["vocabulary"], []).append(facts["name"])
         return [there for group in groups.values() if len(there := [name for name in names if name in group]) > 1]
-
-    def _drawn(self, t: int) -> Picks:
-        """The public problems of round `t`, the same for all."""
-        count = len(self.run.transfer)
-        order = np.random.default_rng([self.run.seed, t]).permutation(count)
-        return Picks(tuple(sorted(order[: self.problems or count].tolist())))
 
     def _lesson(self, weight: float) -> Distillation:
         tolerance = NEVER if self.rollback is None else self.rollback

@@ -59,7 +59,7 @@ class Alignment(Payload, frozen=True):
 class Teaching(Payload, frozen=True):
     """How to learn public problems, and what others expect at their answers: the `kd_weight` of that beside the answers
     themselves, optimiser steps, the softmax temperature, who teaches a problem (`mode`) and what is done where nobody
-    does better than oneself, and the loss. `beta`: of the generalised JSD.
+    does better than oneself, and the loss. `beta`: of the generalised JSD; `top_k`: of what one teaches oneself.
     """
 
     kind: ClassVar[str] = "teaching"
@@ -70,6 +70,7 @@ class Teaching(Payload, frozen=True):
     on_no_teacher: Literal["skip", "self"] = "skip"
     loss: Literal["kl", "uld", "gjsd"] = "kl"
     beta: Annotated[float, Meta(gt=0, lt=1)] = 0.5
+    top_k: Annotated[int, Meta(ge=1, le=1 << 20)] = 64
 
 
 _Count = Annotated[int, Meta(ge=0, le=1 << 16)]
