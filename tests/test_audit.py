@@ -118,11 +118,12 @@ def test_a_run_is_audited_with_its_score_beside(tmp_path: Path, models: dict[str
     rows = [{"prompt": f"say {n}", "completion": f" it is {n}", "category": "x"} for n in range(60)]
     path = tmp_path / "questions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = config_of({**models, "questions": str(path)}, "llama llama", method=SPLIT | {"codec": "int8"}, rounds=1)
+    method = SPLIT | {"codec": "int8", "cuts": {"a0": 2}}
+    made = config_of({"questions": str(path)}, "bundled/gpt2 bundled/gpt2", method=method, rounds=1)
     run(folder, made)
     found = audit_run(folder, None, None, NOBODY)
     scores = {(leak.cut, leak.codec): leak.score for leak in found.leaks}
-    assert scores[1, "int8"] is not None and scores[1, "fp32"] is None
+    assert scores[2, "int8"] is not None and scores[1, "int8"] is scores[2, "fp32"] is None  # where a0 is cut
     assert found.what == "a0 after split"
     assert "say" not in json.dumps(found.rows()) + found.title  # rates, no text
     with pytest.raises(ConfigError, match="has no agent 'zoe'"):

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from peertune.codecs import Codec, layout
 from peertune.cost.estimate import Estimate, Round
 from peertune.cost.parties import Party, World
@@ -39,7 +37,7 @@ def split(world: World, method: Split) -> Estimate:
     positions, steps = world.positions(), method.run.budget.local_steps + method.run.budget.exchange_steps
     for t, one in enumerate(rounds, start=1):
         _begin(one, clients, method)
-        for turn in _turns(clients, method, t):
+        for turn in method.turns(clients, t):
             one.trips += steps * (1 if method.plain else 2)
             for _ in range(steps):
                 held = [each.step(one, each.party.draw(each.party.train, positions[each.party.name])) for each in turn]
@@ -139,13 +137,6 @@ def _deploy(one: Round, clients: Sequence[_Client], method: Split) -> None:
 def _alone(clients: Sequence[_Client]) -> Shapes:
     """What of the server's part no client has."""
     return max(clients, key=lambda each: each.parts.first).owned(client=False)
-
-
-def _turns(clients: Sequence[_Client], method: Split, t: int) -> list[list[_Client]]:
-    """Who take their steps side by side in round `t`."""
-    if method.variant == "v1":
-        return [list(clients)]
-    return [[clients[place]] for place in np.random.default_rng([method.run.seed, t]).permutation(len(clients))]
 
 
 def _plan(clients: Sequence[_Client], method: Split) -> SplitPlan:

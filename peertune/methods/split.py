@@ -26,7 +26,7 @@ last + 1)` at the client, `Pass("training", r, s, 0, cut + 1, last + 1)` at the 
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from annotated_types import Ge
@@ -40,6 +40,7 @@ from peertune.methods.parts import of_client
 from peertune.methods.shared import misfit
 from peertune.payloads import Shares, SplitPlan, Weights
 
+Party = TypeVar("Party")
 RULE = "fedit"
 FAMILIES = ("bert", "bloom", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")  # bert: of classes alone
 
@@ -100,7 +101,7 @@ class Split(Method):
         for agent in fed.agents:
             agent.split_join(self._plan([agent.name]))
             agent.split_take(Weights(self._held(state, agent.name), 0))
-        turns = self._turns(fed.agents, t)
+        turns = self.turns(fed.agents, t)
         for _ in range(self._steps):
             for turn in turns:
                 self._step(fed, turn)
@@ -114,6 +115,12 @@ class Split(Method):
         for agent in fed.everyone:
             agent.split_take(shared)
             agent.split_take(middle)
+
+    def turns(self, agents: Sequence[Party], t: int) -> list[list[Party]]:
+        """Who take a step side by side; V2: one after the other, in round `t` always in the same order."""
+        if self.variant == "v1":
+            return [list(agents)]
+        return [[agents[place]] for place in np.random.default_rng([self.run.seed, t]).permutation(len(agents))]
 
     @property
     def plain(self) -> bool:
@@ -134,12 +141,6 @@ class Split(Method):
     def _held(self, state: State, name: str) -> dict[str, np.ndarray]:
         """What that agent has, as the average of all has it."""
         return of_client(part(state, "adapter"), self.first(name), self.last, self.plain)
-
-    def _turns(self, agents: Sequence[AgentHandle], t: int) -> list[list[AgentHandle]]:
-        """Who take a step side by side; V2: one after the other, in round `t` always in the same order."""
-        if self.variant == "v1":
-            return [list(agents)]
-        return [[agents[place]] for place in np.random.default_rng([self.run.seed, t]).permutation(len(agents))]
 
     def _step(self, fed: Federation, agents: Sequence[AgentHandle]) -> None:
         """One step of each. Whatever fails in it ends the step of that agent, and of nobody else."""
