@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from peertune.divergences import Divergence, absolute, jensen_shannon, kl
 from peertune.knowledge import pack
-from peertune.losses import Teacher, distillation_loss, most_probable
+from peertune.losses import Loss, Teacher, distillation_loss, most_probable, most_probable_and_loss, taught_loss
 
 V, D, N = 23, 3, 7
 
@@ -211,3 +212,83 @@ def test_knowledge_that_was_packed_is_a_teacher() -> None:
         for row, count in enumerate(known.counts)
     ]
     torch.testing.assert_close(whole, torch.stack(rows).mean())
+
+
+# Other losses, weights
+
+
+def classes(logits: Tensor, teacher: Teacher, temperature: float) -> tuple[Tensor, Tensor]:
+    """Probabilities of the teacher and of a student with these logits, over the listed tokens and all others."""
+    assert teacher.ids is not None and teacher.tail is not None
+    listed = torch.log_softmax(logits, 1).gather(1, teacher.ids)
+    student = torch.cat([listed, (1 - listed.exp().sum(1, keepdim=True)).log()], 1)
+    expected = torch.cat([teacher.logp, teacher.tail[:, None]], 1)
+    return (expected / temperature).softmax(1), (student / temperature).softmax(1)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_generalised_jsd_is_that_of_the_paper(beta: float, temperature: float) -> None:
+    logits, teacher = numbers(N, V).requires_grad_(), top_k(numbers(N, V, seed=1, scale=2.0), 4)
+    p, q = classes(logits, teacher, temperature)
+    mixed = beta * p + (1 - beta) * q
+    plain = beta * (p * (p / mixed).log()).sum(1) + (1 - beta) * (q * (q / mixed).log()).sum(1)
+    loss = Loss(temperature, jensen_shannon(beta))
+    found = taught_loss(logits, torch.eye(V, dtype=torch.float64), None, teacher, loss, 3)
+    torch.testing.assert_close(values(found, logits), values(plain.mean() * temperature**2, logits))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_uld_compares_what_is_as_probable(temperature: float) -> None:
+    """Whatever the ids: those of the teacher may be of another vocabulary, and beyond the student's."""
+    logits, teacher = numbers(N, V).requires_grad_(), top_k(numbers(N, V, seed=1, scale=2.0), 4)
+    assert teacher.ids is not None
+    foreign = Teacher(teacher.logp, teacher.ids + 10 * V, teacher.tail)
+    own = Teacher(teacher.logp, logits.detach().topk(4).indices, teacher.tail)
+    p, q = classes(logits, own, temperature)
+    loss = Loss(temperature, absolute, ranked=True)
+    found = taught_loss(logits, torch.eye(V, dtype=torch.float64), None, foreign, loss, 3)
+    torch.testing.assert_close(values(found, logits), values((p - q).abs().sum(1).mean(), logits))
+    few = taught_loss(numbers(N, 3), torch.eye(3, dtype=torch.float64), None, foreign, loss)  # a smaller vocabulary
+    assert math.isfinite(few.item())
+
+
+@pytest.mark.parametrize("divergence", [kl, jensen_shannon(0.3), absolute])
+@pytest.mark.parametrize("ranked", [True, False])
+@pytest.mark.parametrize("k", [4, V])
+def test_every_loss_is_nothing_between_equals_and_finite_with_padding(
+    divergence: Divergence, ranked: bool, k: int
+) -> None:
+    logits = numbers(N, V).requires_grad_()
+    same, other = top_k(logits.detach(), k), top_k(numbers(N, V, seed=1), k)
+    assert other.ids is not None
+    padded = Teacher(
+        torch.cat([other.logp, torch.full((N, 2), -torch.inf)], 1),
+        torch.cat([other.ids, other.ids[:, :1].expand(N, 2)], 1),
+        other.tail,
+    )
+    identity, loss = torch.eye(V, dtype=torch.float64), Loss(1.5, divergence, ranked)
+    assert taught_loss(logits, identity, None, same, loss).item() == pytest.approx(0, abs=1e-12)
+    ours, theirs = (values(taught_loss(logits, identity, None, each, loss), logits) for each in (padded, other))
+    if k < V or not ranked:  # else there are fewer tokens than entries
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
+    assert bool(torch.isfinite(ours[1]).all())
+
+
+def test_positions_count_by_their_weights() -> None:
+    hidden, head = numbers(N, D).requires_grad_(), numbers(V, D)
+    teacher = top_k(numbers(N, V, seed=1), 4)
+    weights = torch.rand(N, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weighted = Teacher(teacher.logp, teacher.ids, teacher.tail, weights)
+    each = [distillation_loss(hidden[row, None], head, None, teacher.split(1)[row]) for row in range(N)]
+    found = values(distillation_loss(hidden, head, None, weighted, chunk=3), hidden)
+    torch.testing.assert_close(found, values((torch.stack(each) * weights).sum() / weights.sum(), hidden))
+
+
+def test_losses_on_labels_come_with_what_is_expected() -> None:
+    hidden, head, bias = numbers(70, D).float(), numbers(V, D).float(), numbers(V).float()
+    labels = torch.arange(70) % V
+    teacher, nats = most_probable_and_loss(hidden, head, bias, labels, 4)
+    logits = hidden @ head.T + bias
+    torch.testing.assert_close(nats, torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
+    torch.testing.assert_close(teacher.logp, most_probable(hidden, head, bias, 4).logp)
