@@ -318,6 +318,8 @@ def test_updates_are_equal_to_those_of_the_method_it_is_compared_with(ledger: Le
         return sorted((each["agent"], each["value"]) for each in rows)
 
     assert updates("vote") == updates("knexa") == [(f"a{at // 2}", 2.0) for at in range(6)]
+    assert updates("pool") == [(f"a{at // 2}", 3.0) for at in range(6)]  # all its steps are on everybody's data
+    assert updates("start") == []
 
 
 def test_untested_texts_are_taught_to_all_and_recorded(ledger: Ledger) -> None:

@@ -124,9 +124,10 @@ class AgentCore:
 
         `factors`: only these, and what is no factor. `proximal`: the mu of FedProx, which holds to the start.
         """
-        rows, self._pooled = [*self._train, *self._pooled], []
+        pooled, self._pooled = self._pooled, []
         if steps == 0:
             return
+        rows = [*self._train, *pooled]
         moving = self._learner.named(factors.letters)
         with self._undone_if_failing(), self._learner.trainer.only(moving, proximal):
             groups = ([(self._learner.own_batch(rows, self._record), 1.0)] for _ in range(steps))
@@ -134,6 +135,8 @@ class AgentCore:
             self._learner.losses(self._validation[: self._settings.training.batch_size])  # the last step may diverge
         self._record.trained(loss)
         self._metrics.append(("train_loss", loss))
+        if pooled:
+            self._metrics.append(("exchange_updates", float(steps)))
 
     @verb
     def records(self) -> Records:

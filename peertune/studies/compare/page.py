@@ -36,7 +36,7 @@ def _measured(summary: Row) -> list[str]:
         *(["", line] if (line := unaudited(summary)) else []),
         *("", "Bytes; up and down are what clients send and receive, whoever the other is:", ""),
         *_table(_byte_columns(summary), costs),
-        *("", "Work; exchange updates are optimiser steps on what others gave:", ""),
+        *("", "Work; exchange updates are optimiser steps on what others gave (`fedavg` has own data only):", ""),
         *_table(_work_columns(summary), costs),
         *("", *_fronts(summary), ""),
         *_reach(summary),
