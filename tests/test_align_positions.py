@@ -283,8 +283,17 @@ def test_totals_are_those_of_the_double_loop(seed: int, n: int, m: int) -> None:
 def test_a_path_steps_from_the_first_tokens_to_the_last() -> None:
     first, second = dtw.path([b"we", b" utilize", b" the"], [b"we", b" util", b"ize", b" the"])
     assert list(zip(first, second, strict=True)) == [(0, 0), (1, 1), (2, 2), (2, 3)]  # "the" is nearer to "ize"
-    first, second = dtw.path([b"ab", b"cd", b"ab"], [b"ab", b"cd", b"ab"])
+    first, second = dtw.path([b"ab", b"cd", b"cd"], [b"ab", b"cd", b"cd"])
     assert first.tolist() == second.tolist() == [0, 1, 2]
+    first, second = dtw.path([b"b", b"a", b"bab"], [b"a", b"bb", b"a"])
+    assert list(zip(first, second, strict=True)) == [
+        (0, 0),
+        (0, 1),
+        (1, 2),
+        (2, 2),
+    ]  # or (0, 0), (1, 0), (2, 1), (2, 2)
+    first, second = dtw.path([b"b", b"  "], [b"a", b" ", b"b"])
+    assert list(zip(first, second, strict=True)) == [(0, 0), (1, 1), (1, 2)]  # spaces do not count
 
 
 def test_time_warping_pairs_what_is_expected_next_and_nothing_else() -> None:
@@ -294,6 +303,10 @@ def test_time_warping_pairs_what_is_expected_next_and_nothing_else() -> None:
     assert [rows.tolist() for rows in dtw.rows((source, ids), (target, others), table)] == [[0, 1, 2, 3], [0, 1, 2, 4]]
     nothing = np.full(6, -1)
     assert [rows.tolist() for rows in dtw.rows((source, ids), (target, others), nothing)] == [[0, 3], [0, 4]]
+    vocabulary, _ = spoken(b"ab", b"x", b"c", b"d")
+    for one, other, expected in (([2, 3, 4, 5], [2, 4, 5], [0, 1]), ([2], [2, 2], [0])):  # meets two; has no next
+        warped = dtw.rows((vocabulary, one), (vocabulary, other), np.arange(6))
+        assert [rows.tolist() for rows in warped] == [expected] * 2
     same = dtw.rows((source, ids), (source, ids), np.arange(6))
     assert [rows.tolist() for rows in same] == [[0, 1, 2, 3]] * 2
 

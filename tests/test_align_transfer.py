@@ -111,6 +111,13 @@ def test_what_has_no_counterpart_joins_the_tail() -> None:
     assert entries(nothing) == {} and tails(nothing) == pytest.approx(0, abs=1e-7)
 
 
+@pytest.mark.parametrize("merge", ["sum", "first"])
+def test_what_said_nothing_says_nothing(merge: Merge) -> None:
+    wide = packed().spread(np.array([0, 2, 4, 5, 7]), np.array([3, 0, 5]))
+    found = transfer(wide, np.arange(8), SAME, WIDTH, merge)
+    assert found.rows()[0].tolist() == [4, 0, 4, 0, 4, 4, 0, 4] and same(found, wide)
+
+
 def test_rows_of_a_head_without_a_token_have_no_counterpart() -> None:
     known = row((2, math.log(0.75)), (WIDTH + 3, math.log(0.25)), width=WIDTH + 5)
     found = transfer(known, ALL[:1], SAME, WIDTH)

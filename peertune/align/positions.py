@@ -77,7 +77,7 @@ def starts(vocabulary: Vocabulary, tokens: Sequence[int], text: str) -> np.ndarr
     agreed = _agreed(spelt, given)
     said = (widths > 0) & (ends <= agreed)
     if agreed == len(given):
-        ending = (widths == 0) & (ends == agreed) & (np.asarray(tokens) == vocabulary.roles.get("eos"))
+        ending = (ends == agreed) & (np.asarray(tokens) == vocabulary.roles.get("eos"))
         said[np.flatnonzero(ending)[:1]] = True
     return np.where(said, ends - widths + (BEFORE if spaced else 0), MASKED).astype(np.int32)
 
