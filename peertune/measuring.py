@@ -27,7 +27,7 @@ def plan(
 
 
 def study(  # noqa: PLR0913  each is an option of the command
-    name: Annotated[str, typer.Argument(help="Which study: matchmaking or knexa.")],
+    name: Annotated[str, typer.Argument(help="Which study: matchmaking, ablation or knexa.")],
     files: Annotated[
         list[str] | None,
         typer.Argument(help="knexa: configurations, each a YAML file or a recipe; those of the study by default."),
@@ -43,11 +43,12 @@ def study(  # noqa: PLR0913  each is an option of the command
 ) -> None:
     """Measure a claim: summary.json, table.md and pictures.
 
-    `matchmaking`: pairing policies on synthetic federations, without models. `knexa`: real federations over seeds, in
-    processes of one thread; stopped or killed, the same command goes on.
+    `matchmaking`: pairing policies on synthetic federations, without models. `ablation`: there, `pairwise` without each
+    group of its features. `knexa`: real federations over seeds, in processes of one thread; stopped or killed, the same
+    command goes on.
     """
-    if name not in ("matchmaking", "knexa"):
-        raise ConfigError(f"there is no study {name!r}; expected matchmaking or knexa")
+    if name not in ("matchmaking", "ablation", "knexa"):
+        raise ConfigError(f"there is no study {name!r}; expected matchmaking, ablation or knexa")
     folder = to or Path(f"study-{name}-quick" if quick and name == "knexa" else f"study-{name}")
 
     from peertune.studies import command
@@ -55,8 +56,8 @@ def study(  # noqa: PLR0913  each is an option of the command
     if name == "knexa":
         raise typer.Exit(command.knexa(folder, quick, files or [], set, (seeds, jobs, minutes)))
     if files or set or seeds or jobs or minutes is not None:
-        raise ConfigError("the study matchmaking takes --quick and --to, and no configuration")
-    command.matchmaking(folder, quick)
+        raise ConfigError(f"the study {name} takes --quick and --to, and no configuration")
+    command.synthetic(name, folder, quick)
 
 
 def compare(  # noqa: PLR0913  each is an option of the command

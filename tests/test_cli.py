@@ -277,20 +277,32 @@ def test_events_are_lines_of_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_study_refuses_what_it_does_not_know(peertune: Run, tmp_path: Path) -> None:
-    assert refused(peertune("study", "weather")) == "there is no study 'weather'; expected matchmaking or knexa"
+    expected = "there is no study 'weather'; expected matchmaking, ablation or knexa"
+    assert refused(peertune("study", "weather")) == expected
     (tmp_path / "file").write_text("")
     assert "name another folder with --to" in refused(peertune("study", "matchmaking", "--quick", "--to", "file"))
 
 
-def test_study_shows_progress_and_writes(peertune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "federations", "line", "files"),
+    [
+        ("matchmaking", 28, "| trust | 4 | low |", ["figure.png", "summary.json", "table.md"]),
+        ("ablation", 44, "| without recency |", ["summary.json", "table.md"]),
+    ],
+)
+def test_study_shows_progress_and_writes(
+    peertune: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    federations: int,
+    line: str,
+    files: list[str],
+) -> None:
     from peertune.studies import matchmaking
 
     tiny = matchmaking.Plan(agents=(4,), heterogeneity=("low",), seeds=2, rounds=2)
     monkeypatch.setattr(matchmaking, "QUICK", tiny)
-    code, out, _ = peertune("study", "matchmaking", "--quick")
-    assert code == 0 and "federations: 28 of 28\n" in out and "| trust | 4 | low |" in out
-    assert sorted(path.name for path in (tmp_path / "study-matchmaking").iterdir()) == [
-        "figure.png",
-        "summary.json",
-        "table.md",
-    ]
+    code, out, _ = peertune("study", name, "--quick")
+    assert code == 0 and f"federations: {federations} of {federations}\n" in out and line in out
+    assert sorted(path.name for path in (tmp_path / f"study-{name}").iterdir()) == files

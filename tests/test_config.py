@@ -289,6 +289,10 @@ def test_the_last_override_wins(tmp_path: Path) -> None:
          "(valid: model, adapter, release, name, data, fault)"),
         ("method.matchmaker.beta=3", "--set 'method.matchmaker.beta=3': [method.matchmaker] the key 'type' is missing; "
          "valid: linucb, pairwise, uniform, round_robin, hetero_greedy"),
+        ("method={type: knexa, route: set, matchmaker: {type: pairwise, without: [history]}}",
+         "--set 'method={type: knexa, route: set, matchmaker: {type: pairwise, without: [history]}}': "
+         "[method.matchmaker.without.0] expected 'overlap', 'complementarity', 'skill', 'family', 'recency', 'gains', "
+         "'sides', 'trust', 'lead' or 'protocol', found \"history\""),
         ("version=9", f"--set 'version=9': [version] expected a number less than or equal to {VERSION}, found 9"),
     ],
 )  # fmt: skip
@@ -388,6 +392,7 @@ def test_impossible_combinations(tmp_path: Path, changes: list[str], expected: s
         ["engine={workers: 0, deadline: 600.0}"],
         ["engine={workers: 1, deadline: 5.0}"],
         ["task.partition=iid", "method={type: knexa, route: set, matchmaker: hetero_greedy}"],
+        ["method={type: knexa, route: set, matchmaker: {type: pairwise, without: [recency, sides]}}"],
         [
             f"agents=[{{model: x, {OWN}}}, {{model: y, {OWN}}}]",
             "task={type: humaneval, transfer: prompts.jsonl}",

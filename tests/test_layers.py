@@ -159,7 +159,7 @@ RULES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     ),
     (
         "a study of policies needs no model and no run",
-        ("studies.matchmaking", "studies.summary"),
+        ("studies.matchmaking", "studies.ablation", "studies.summary"),
         ("federation", "ledger", "config", "tasks", "lm", "engines", "methods", "checkpoint", *TOP, *HEAVY),
     ),
     (

@@ -10,7 +10,16 @@ from safetensors.numpy import load, save
 from peertune.matchmakers import Pair, Pairwise, RoundRobin
 from peertune.matchmakers.base import State
 from peertune.matchmakers.candidates import candidate_pairs
-from peertune.matchmakers.features import NAMES, history_features, pair_features, prior_mean, profile_features
+from peertune.matchmakers.features import (
+    GROUPS,
+    NAMES,
+    Group,
+    history_features,
+    kept,
+    pair_features,
+    prior_mean,
+    profile_features,
+)
 from peertune.matchmakers.synthetic import SkillEnvironment, candidates
 from peertune.payloads import Profile
 from peertune.profiles import HISTOGRAM, INVERSE_PERPLEXITY, PARAMETERS, SCORE
@@ -76,9 +85,10 @@ def test_features_of_trust_lead_and_protocol() -> None:
 # Posterior
 
 
-def test_predictions_are_those_of_the_closed_form() -> None:
-    """Of ridge regression on all standardised rewards, old ones faded, around the prior mean."""
-    policy, random = Pairwise(half_life=5.0, cut=1e9), np.random.default_rng(3)
+@pytest.mark.parametrize("without", [(), *((group,) for group in GROUPS), ("recency", "sides")])
+def test_predictions_are_those_of_the_closed_form(without: tuple[Group, ...]) -> None:
+    """Of ridge regression on all standardised rewards, old ones faded, around the prior mean. What is left out is 0."""
+    policy, random = Pairwise(half_life=5.0, cut=1e9, without=without), np.random.default_rng(3)
     state, rows, rewards, place = policy.init(0), [], [], {}
     for round_ in range(12):
         for pair in policy.match(state, candidate_pairs(profiles(4, round_)), 2):
@@ -87,7 +97,8 @@ def test_predictions_are_those_of_the_closed_form() -> None:
             for name in (pair.source, pair.receiver):
                 place.setdefault(name, len(place))
             rows.append(_row(policy, before, state, pair, place))
-    x, fade = np.array(rows), _fade(policy, state)
+    used = np.append(kept(without), np.full(8, "sides" not in without))
+    x, fade = np.array(rows) * used, _fade(policy, state)
     age = _ages(len(rows), fade)
     np.testing.assert_allclose(state["precision"], ((x * age[:, None]).T @ x)[: len(NAMES), : len(NAMES)], atol=1e-9)
     mean = (age @ rewards) / age.sum()
@@ -97,7 +108,7 @@ def test_predictions_are_those_of_the_closed_form() -> None:
     theta = np.linalg.solve((x * age[:, None]).T @ x + prior, x.T @ (age * z) + prior @ expected)
     for pair in policy.match(state, candidate_pairs(profiles(4, 99)), 2):
         row = _row(policy, state, policy.update(state, pair, 0.0), pair, place)
-        assert pair.predicted == pytest.approx(mean + spread * row @ theta, abs=1e-6)
+        assert pair.predicted == pytest.approx(mean + spread * (row * used) @ theta, abs=1e-6)
 
 
 def _row(policy: Pairwise, before: State, after: State, pair: Pair, place: Mapping[str, int]) -> np.ndarray:

@@ -11,6 +11,9 @@ since, so that the shape of the curve is learnt, and earlier gains. All features
 width fits all.
 """
 
+from collections.abc import Collection, Mapping
+from typing import Literal
+
 import numpy as np
 
 from peertune.matchmakers.base import PROTOCOLS
@@ -26,6 +29,21 @@ NAMES = (
     *(f"met_within_{step}" for step in _STEPS),
     *("never_met", "earlier_gain", "earlier_gain_reversed"),
 )
+Group = Literal[
+    "overlap", "complementarity", "skill", "family", "recency", "gains", "sides", "trust", "lead", "protocol"
+]
+GROUPS: Mapping[Group, tuple[str, ...]] = {  # all features but "one", which counts the exchanges
+    "overlap": ("distance", "root_distance", "overlap_gap"),
+    "complementarity": ("complementarity", "new_share"),
+    "skill": tuple(name for name in NAMES if name.startswith(("score_", "loss_"))) + ("room",),
+    "family": ("same_family", "size_gap"),
+    "recency": (*(f"met_within_{step}" for step in _STEPS), "never_met"),
+    "gains": ("earlier_gain", "earlier_gain_reversed"),
+    "sides": (),  # not features: the agents' own effects (posterior.py)
+    "trust": ("trust",),
+    "lead": ("claimed_lead",),
+    "protocol": ("logits", "adapter"),
+}
 _SHRINK = 1.0  # earlier gains of a pair are averaged with as much evidence of no difference
 
 
@@ -45,6 +63,12 @@ def prior_mean() -> np.ndarray:
     }
     known |= {f"met_within_{step}": np.exp(-step / 2) - np.exp(-(step - 1) / 2) for step in _STEPS}
     return np.array([known.get(name, 0.0) for name in NAMES])
+
+
+def kept(without: Collection[Group]) -> np.ndarray:
+    """1 for each feature that is in none of the groups `without`, 0 for the others: float64 [32]."""
+    out = {name for group in without for name in GROUPS[group]}
+    return np.array([float(name not in out) for name in NAMES])
 
 
 def pair_features(contexts: np.ndarray, known: tuple[np.ndarray, np.ndarray], protocols: np.ndarray) -> np.ndarray:

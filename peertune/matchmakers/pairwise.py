@@ -29,11 +29,12 @@ from peertune.matchmakers.evidence import (
     together,
     with_exchanges,
 )
-from peertune.matchmakers.features import NAMES, history_features, pair_features, prior_mean
+from peertune.matchmakers.features import NAMES, Group, history_features, kept, pair_features, prior_mean
 from peertune.matchmakers.matching import Edges, assigned_edges, disjoint_edges
 from peertune.matchmakers.posterior import Coefficients, Prior, posterior
 
 _CHUNK = 2**15  # pairs whose features are held in memory at once
+_UNMOVED = 1e9  # a prior precision that no evidence moves: what has it stays 0
 _AGAIN = 4  # pairs that gained before, of each receiver, that stay candidates
 
 
@@ -47,7 +48,8 @@ class Pairwise(Matchmaker):
     that has learnt from nobody for so many exchanges per agent goes first, with its best source, even if that is
     expected to bring nothing. `cut`: rewards farther from the median than so many robust standard deviations count as
     that far. `max_students`: receivers of one source; with 1, all pairs are disjoint. If no pair is expected to gain,
-    the best one is tried all the same: without any exchange nobody would notice that it pays again.
+    the best one is tried all the same: without any exchange nobody would notice that it pays again. `without`: groups
+    of features (`features.GROUPS`) to leave out, to see what each is worth.
     """
 
     ridge: Annotated[float, Gt(0)] = 0.05
@@ -58,6 +60,7 @@ class Pairwise(Matchmaker):
     patience: Annotated[float, Gt(0)] = 1.5
     cut: Annotated[float, Gt(0)] = 3.0
     max_students: Annotated[int, Ge(1)] = 1
+    without: tuple[Group, ...] = ()
     reads_leads: ClassVar[bool] = True
 
     def init(self, seed: int) -> State:
@@ -72,7 +75,7 @@ class Pairwise(Matchmaker):
             [int(state["seed"][0]), int(state["clock"][0]), zlib.crc32(pairs.profiles.tobytes())]
         )
         mean, draw = posterior(state, self._prior(), self.width, random)
-        drawn, expected = _scores(state, pairs, (draw, mean))
+        drawn, expected = _scores(state, pairs, kept(self.without), (draw, mean))
         level, spread = moments(state)
         scores = self._with_precedence(state, pairs, level + spread * drawn, k)
         chosen = self._best(pairs, scores, k).tolist()
@@ -98,7 +101,7 @@ class Pairwise(Matchmaker):
         known = np.array([pair.trust for pair in pairs]), np.array([pair.lead for pair in pairs])
         protocols = np.array([PROTOCOLS.index(pair.protocol) for pair in pairs])
         own = pair_features(np.array([pair.context for pair in pairs]), known, protocols)
-        x = np.hstack([own, _history(state, *ends)])
+        x = np.hstack([own, _history(state, *ends)]) * kept(self.without)
         fade = 0.5 ** (2 / (self.half_life * len(state["agents"])))
         return with_exchanges(state, Exchanges(*ends, x, np.array(rewards)), fade, self.cut)
 
@@ -112,7 +115,8 @@ class Pairwise(Matchmaker):
         return state["agents"][np.stack([sources[best], receivers[best]], axis=1)]
 
     def _prior(self) -> Prior:
-        return Prior(self.prior * prior_mean(), self.ridge, self.side_ridge)
+        sides = _UNMOVED if "sides" in self.without else self.side_ridge
+        return Prior(self.prior * prior_mean(), self.ridge, sides)
 
     def _with_precedence(self, state: State, pairs: Candidates, scores: np.ndarray, k: int) -> np.ndarray:
         """Scores by which one more agent that has waited too long outweighs everything else, also what is expected."""
@@ -135,10 +139,10 @@ class Pairwise(Matchmaker):
         return each[disjoint_edges(edges, k) if self.max_students == 1 else assigned_edges(edges, k, self.max_students)]
 
 
-def _scores(state: State, pairs: Candidates, thetas: Sequence[Coefficients]) -> np.ndarray:
-    """What each of the `thetas` expects of each pair, standardised: [thetas, pairs]."""
+def _scores(state: State, pairs: Candidates, used: np.ndarray, thetas: Sequence[Coefficients]) -> np.ndarray:
+    """What each of the `thetas` expects of each pair, standardised: [thetas, pairs]. `used`: 1 or 0 by feature."""
     place, scores = rows(state, pairs.identities), np.empty((len(thetas), len(pairs)))
-    weights = np.stack([theta.features for theta in thetas], axis=1)
+    weights = np.stack([used * theta.features for theta in thetas], axis=1)
     for start in range(0, len(pairs), _CHUNK):
         some = pairs[start : start + _CHUNK]
         sources, receivers = place[some.sources], place[some.receivers]

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from peertune.studies.federations import Limits, Study
 
 
-def matchmaking(folder: Path, quick: bool) -> None:
-    """Run the study of pairing policies and print its tables."""
-    from peertune.studies.matchmaking import QUICK, Plan, study
+def synthetic(name: str, folder: Path, quick: bool) -> None:
+    """Run the study of pairing policies, or of the features of one of them, and print its tables."""
+    from peertune.studies import ablation, matchmaking
 
+    study, plan = (ablation.study, ablation.PLAN) if name == "ablation" else (matchmaking.study, matchmaking.Plan())
     with counting("federations") as watch:
-        files = study(folder, QUICK if quick else Plan(), watch)
+        files = study(folder, matchmaking.QUICK if quick else plan, watch)
     _show(files)
 
 

@@ -7,7 +7,7 @@ the exact matching on the policy's own state, without noise. Only what a policy 
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,6 +16,7 @@ from typing import Any
 
 from peertune.errors import StorageError
 from peertune.matchmakers import HeteroGreedy, LinUCB, Matchmaker, Pairwise, RoundRobin, Uniform
+from peertune.matchmakers.features import GROUPS, Group
 from peertune.matchmakers.matching import best_disjoint
 from peertune.matchmakers.oracle import Oracle
 from peertune.matchmakers.synthetic import ALPHA, ENVIRONMENTS, Heterogeneity, candidates
@@ -29,6 +30,12 @@ POLICIES: dict[str, Matchmaker] = {
     "hetero_greedy": HeteroGreedy(),
     "linucb": LinUCB(),
     "pairwise": Pairwise(),
+}
+_PROFILES: tuple[Group, ...] = ("overlap", "complementarity", "skill", "family")
+_NOT_HERE = ("trust", "lead", "protocol")  # always 0 in synthetic federations: leaving them out changes nothing
+ABLATED: dict[str, Matchmaker] = {
+    **{f"without {group}": Pairwise(without=(group,)) for group in GROUPS if group not in _NOT_HERE},
+    "without all four of profiles": Pairwise(without=_PROFILES),
 }
 ORACLES = {"oracle_greedy": False, "oracle": True}  # exact?
 ARMS = (*POLICIES, *ORACLES)
@@ -74,7 +81,7 @@ class Outcome:
     abstained: float
 
 
-def cells(plan: Plan) -> list[Cell]:
+def cells(plan: Plan, arms: Sequence[str] = ARMS) -> list[Cell]:
     """The largest federations first, so that no worker is left alone with one at the end."""
     return [
         Cell(environment, agents, heterogeneity, arm, seed, plan.rounds)
@@ -82,7 +89,7 @@ def cells(plan: Plan) -> list[Cell]:
         for seed in range(plan.seeds)
         for environment in ENVIRONMENTS
         for heterogeneity in plan.heterogeneity
-        for arm in ARMS
+        for arm in arms
     ]
 
 
@@ -91,11 +98,12 @@ def play(cell: Cell) -> Outcome:
     environment = ENVIRONMENTS[cell.environment](cell.agents, cell.heterogeneity, cell.seed)
     place = {name: index for index, name in enumerate(environment.names)}
     places = min(cell.agents // 2, MOST_PAIRS)
-    state = POLICIES[cell.arm].init(cell.seed) if cell.arm in POLICIES else {}
+    given = (POLICIES | ABLATED).get(cell.arm)
+    state = given.init(cell.seed) if given else {}
     reward, regret, taken = 0.0, 0.0, 0
     for _ in range(cell.rounds):
         gains = environment.gains()
-        policy = POLICIES.get(cell.arm) or Oracle(gains, ORACLES[cell.arm])
+        policy = given or Oracle(gains, ORACLES[cell.arm])
         pairs = policy.match(state, candidates(environment), places)
         chosen = [(place[pair.source], place[pair.receiver]) for pair in pairs]
         achieved = sum(float(gains[pair]) for pair in chosen)
@@ -108,18 +116,23 @@ def play(cell: Cell) -> Outcome:
 
 def study(folder: Path, plan: Plan, watch: Watch) -> list[Path]:
     """Run the plan on all cores; the files written to `folder`. Figures do not depend on the number of cores."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)  # before minutes of work
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be made ({error.strerror}); name another folder with --to") from error
+    make(folder)
     return write(folder, asdict(plan), summarise(play_all(plan, watch)))
 
 
-def play_all(plan: Plan, watch: Watch) -> list[dict[str, Any]]:
+def make(folder: Path) -> None:
+    """The folder to write, before minutes of work. `StorageError` if it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made ({error.strerror}); name another folder with --to") from error
+
+
+def play_all(plan: Plan, watch: Watch, arms: Sequence[str] = ARMS) -> list[dict[str, Any]]:
     """One flat record a cell, in worker processes of one thread each."""
-    every, records = cells(plan), []
+    every, records = cells(plan, arms), []
     with _workers() as pool:
-        for cell, outcome in zip(every, pool.map(play, every, chunksize=len(ARMS)), strict=True):
+        for cell, outcome in zip(every, pool.map(play, every, chunksize=len(arms)), strict=True):
             records.append({**asdict(cell), **asdict(outcome)})
             watch(len(records), len(every))
     return records

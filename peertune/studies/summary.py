@@ -22,6 +22,7 @@ BASELINE, BOUND = "uniform", "oracle"
 
 Record = Mapping[str, Any]
 Interval = tuple[float, float, float]  # estimate, 2.5 %, 97.5 %
+Pages = Mapping[str, Callable[[Sequence[Record]], str | bytes]]  # by file: made of the summary's rows
 
 
 def interval(statistic: Callable[[np.ndarray], np.ndarray], columns: np.ndarray) -> Interval:
@@ -168,22 +169,23 @@ def picture(rows: Sequence[Record]) -> bytes:
     return png(canvas)
 
 
-def write(folder: Path, plan: Mapping[str, Any], rows: Sequence[Record]) -> list[Path]:
-    """summary.json, table.md and figure.png in `folder`, replacing those of an earlier study."""
+PAGES: Pages = {"table.md": markdown, "figure.png": picture}
+
+
+def write(folder: Path, plan: Mapping[str, Any], rows: Sequence[Record], pages: Pages = PAGES) -> list[Path]:
+    """summary.json and the pages made of it, in `folder`, replacing those of an earlier study."""
     summary = [{key: _rounded(value) for key, value in row.items()} for row in rows]
     document = "\n".join(json.dumps(row) for row in summary)
-    files = {
-        folder / "summary.json": f'{{"plan": {json.dumps(plan)}, "rows": [\n{document}\n]}}\n'.replace("}\n{", "},\n{"),
-        folder / "table.md": markdown(summary),
-    }
+    text = f'{{"plan": {json.dumps(plan)}, "rows": [\n{document}\n]}}\n'.replace("}\n{", "},\n{")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path, text in files.items():
-            path.write_text(text, encoding="utf-8")
-        (folder / "figure.png").write_bytes(picture(summary))
+        (folder / "summary.json").write_text(text, encoding="utf-8")
+        for name, page in pages.items():
+            content = page(summary)
+            (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror}); name another folder with --to") from error
-    return [*files, folder / "figure.png"]
+    return [folder / "summary.json", *(folder / name for name in pages)]
 
 
 def _rounded(value: Any) -> Any:
