@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from peertune import aligning, measuring, sent
+from peertune import aligning, deploying, measuring, sent
 from peertune.errors import ConfigError, PeertuneError
 from peertune.options import Name, Runs, Set, Source
 
@@ -23,7 +23,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (measuring.plan, measuring.compare, measuring.study, measuring.audit, sent.outbox, aligning.align):
+MEASURING = (measuring.plan, measuring.compare, measuring.study, measuring.audit)
+for command in (*MEASURING, sent.outbox, aligning.align, *deploying.COMMANDS):
     app.command()(command)
 
 
@@ -119,14 +120,17 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Replaces the configuration's seed.")] = None,
     set: Set = [],  # noqa: B006
     runs: Runs = Path("runs"),
+    on: deploying.OptionalOn = None,
 ) -> None:
-    """Run a configuration from start to end: baselines, method, report."""
+    """Run a configuration from start to end: baselines, method, report. With `--on`, across organisations."""
     from peertune.config import read_config, resolve_recipe
     from peertune.places import check_places
     from peertune.runs import free_name, new_run
 
     path = resolve_recipe(file)
     config = read_config(path, [*set, *([f"seed={seed}"] if seed is not None else [])])
+    if on:
+        return deploying.run_on(on, config, name or path.stem)
     folder = free_name(runs, path.stem) if name is None else new_run(runs, name)
     check_places(config)
 

@@ -26,7 +26,7 @@ TOP = (
         "runs",
         "machine",
     ),
-    *("doctor", "listing"),
+    *("doctor", "listing", "deploy", "deploying"),
 )
 
 

@@ -47,6 +47,19 @@ def read_settings(kit: Path) -> Settings:
         ) from None
 
 
+def settle(kit: Path, *, model: str | None, data: Path | None, runs: Path | None) -> None:
+    """Note where the owner of a kit has its own things; what is None stays. Raises `ConfigError` without data."""
+    if data and not data.exists():
+        raise ConfigError(f"there is no {data}; name the file or folder of this agent's data with --data")
+    chosen = {
+        "model": str(Path(model).resolve()) if model and Path(model).exists() else model,
+        "data": str(data.resolve()) if data else None,
+        "runs": str(runs.resolve()) if runs else None,
+    }
+    changes = {key: value for key, value in chosen.items() if value is not None}
+    write_settings(kit, msgspec.structs.replace(read_settings(kit), **changes))
+
+
 def digest(config: Config) -> str:
     """What a configuration is known by. Where it runs, and where an agent's data lies, is no part of it."""
     body = config.model_dump(mode="json", exclude={"engine"})

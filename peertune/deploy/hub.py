@@ -15,7 +15,7 @@ from peertune.deploy.provision import SUBMITTER
 from peertune.errors import PeertuneError
 
 POLL = 2.0  # seconds between two looks
-SILENT = 60.0  # seconds after which a job that runs and whose coordinator does not answer counts as gone
+SILENT = 120.0  # seconds after which a job that runs and whose coordinator does not answer counts as gone
 LOGIN = 20.0  # seconds
 TRIES = 5
 FINAL = (0, 2)  # exit codes that another try would not change: done, and refused
@@ -32,8 +32,8 @@ Tell = Callable[[str], None]
 
 
 class Hub:
-    """The server, as the owner of the submitter's `kit` sees it. Its calls raise `PeertuneError` when it has been out of
-    reach for `patience` seconds, or refuses.
+    """The server, as the owner of the submitter's `kit` sees it. Its calls raise `PeertuneError` if it refuses, or has
+    been out of reach for `patience` seconds.
     """
 
     def __init__(self, kit: Path, patience: float = 120.0) -> None:
@@ -101,8 +101,8 @@ class Hub:
 
 
 def follow(hub: Hub, run: str, write: Callable[[], Path], tell: Tell, tries: int = TRIES) -> Outcome:
-    """Submit the run `run`, or find it running, and stay with it until its coordinator has ended by itself. What broke is
-    submitted again; it goes on from its last whole round. Raises `PeertuneError` when `tries` in a row got no further.
+    """Submit a run, or find it running, and stay with it until its coordinator has ended by itself. What broke is
+    submitted again, and goes on from its last whole round. Raises `PeertuneError` when `tries` in a row got no further.
     """
     left, seen, reason = tries, None, ""
     running = hub.running(run)

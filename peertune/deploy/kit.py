@@ -25,6 +25,7 @@ RIGHTS = {
     "byoc": "none",
     "server-predeployed-flwr": "none",
 }
+OF_SERVER = {"app_command": "any"}  # how far it is
 STREAMED = "site_log_streamer"  # FLARE's component that sends a site's log to the server
 
 
@@ -56,7 +57,10 @@ def harden(kit: Path) -> None:
     log["loggers"]["nvflare.collab"] = {"level": "WARNING"}  # two lines a call otherwise
     files: dict[str, Any] = {
         "resources.json": resources,
-        "authorization.json": {"format_version": "1.0", "permissions": {"project_admin": RIGHTS}},
+        "authorization.json": {
+            "format_version": "1.0",
+            "permissions": {"project_admin": RIGHTS | (OF_SERVER if server else {})},
+        },
         "comm_config.json": {"allow_adhoc_conns": False, "streaming_retry_timeout": RETRY},
         "log_config.json": log,
     }
