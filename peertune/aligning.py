@@ -123,8 +123,8 @@ def _stretches(source: "Side", target: "Side", text: str) -> tuple[int, list["St
     first, second = (rows.tolist() for rows in match(*sides))
     edges = zip([0, *first], [*first, None], [0, *second], [*second, None], strict=True)
     parts = [(_words(source, a, b), _words(target, c, d)) for a, b, c, d in edges]
-    bytes_ = ["", *(str(start) for start in sides[0].starts[first])]
-    return len(first), [(byte, *part) for byte, part in zip(bytes_, parts, strict=True) if any(part)]
+    starts = ["", *(str(max(0, start)) for start in sides[0].starts[first])]
+    return len(first), [(start, *part) for start, part in zip(starts, parts, strict=True) if any(part)]
 
 
 def _lines(names: tuple[str, str], stretches: list["Stretch"]) -> list[list[str]]:

@@ -116,6 +116,14 @@ def test_a_space_that_one_tokenizer_put_in_front_is_no_boundary_of_both(show: Sh
     assert other == "  │t│he │\\x07│<eos>"
 
 
+def test_a_space_that_both_put_in_front_is_at_the_beginning(show: Show, tmp_path: Path) -> None:
+    sentencepiece_like().save_pretrained(tmp_path / "pieces")
+    ((byte, _, text),) = show(*[tmp_path / "pieces"] * 2, "the")[
+        "5 of 5 positions of B: pieces correspond to one of A: pieces"
+    ]
+    assert byte == "0" and text.splitlines() == ["│␣│t│h│e│</s>"] * 2
+
+
 def test_no_text_is_a_text(show: Show) -> None:
     assert show(ONE, OTHER, "")["1 of 1 positions of bloom correspond to one of gpt2"] == [
         ["0", "gpt2\nbloom", "│<eos>\n│<eos>"]

@@ -251,6 +251,7 @@ PLAIN = (
 @given(text=st.text(max_size=40))
 @settings(max_examples=20, deadline=None)
 def test_real_tokenizers_correspond_at_equal_prefixes(name: str, text: str) -> None:
+    """Reading 100 000 tokens and more takes a second or two of CPU time, once."""
     for one, other in ((NAMES[0], name), (name, NAMES[0])):
         holds(stored(REAL / one), stored(REAL / other), text)
 
