@@ -99,3 +99,13 @@ class SmallCoordinator(FlareCoordinator):
 
     def _kit(self) -> Path:
         return Path(os.environ[FOLDER]) / "kits" / "hub"
+
+
+class SealedToySite(ToySite):
+    """With certificates: end to end."""
+
+    secure = True
+
+
+class SealedBridge(Bridge):
+    secure = True

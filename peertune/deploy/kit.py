@@ -13,7 +13,9 @@ from typing import Any
 from peertune.deploy.job import ALLOWED
 from peertune.errors import ConfigError
 
-RETRY = 5.0  # seconds; FLARE keeps a thread for so long after every message, a minute if it is not told
+# FLARE keeps a thread for so many seconds after every message, a minute if it is not told; what it does not deliver in
+# that time is asked for again
+RETRY = {"streaming_retry_timeout": 2.0, "streaming_retry_wait": 0.5}
 RIGHTS = {
     "submit_job": "any",
     "clone_job": "none",
@@ -61,7 +63,7 @@ def harden(kit: Path) -> None:
             "format_version": "1.0",
             "permissions": {"project_admin": RIGHTS | (OF_SERVER if server else {})},
         },
-        "comm_config.json": {"allow_adhoc_conns": False, "streaming_retry_timeout": RETRY},
+        "comm_config.json": {"allow_adhoc_conns": False, **RETRY},
         "log_config.json": log,
     }
     for name, body in files.items():

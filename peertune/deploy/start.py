@@ -1,5 +1,6 @@
 """What runs at a party: FLARE's process, started from a kit, and again when it dies."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -42,10 +43,19 @@ def launch(kit: Path, log: Path | None = None) -> subprocess.Popen[bytes]:
 def keep_running(kit: Path, tell: Callable[[str], None]) -> None:
     """Run `kit` until SIGTERM or Ctrl-C, whatever happens to its process.
 
-    Raises `PeertuneError` if that dies at once, again and again.
+    Raises `ConfigError` if it runs already, `PeertuneError` if its process dies at once, again and again.
     """
-    quick = 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with (kit / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"{kit} is running already; stop that first, one kit is for one process") from None
+        _start_again_and_again(kit, tell)
+
+
+def _start_again_and_again(kit: Path, tell: Callable[[str], None]) -> None:
+    quick = 0
     while True:
         began = time.monotonic()
         process = launch(kit)

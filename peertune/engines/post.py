@@ -16,7 +16,7 @@ from peertune.errors import PayloadError
 
 FACTS = -1  # the number of a call that nobody makes: its answer describes the agent
 LONGEST = 20.0  # seconds that one question waits at a site; a call may take hours
-TRANSIT = 30.0  # seconds that question and answer may be on their way
+TRANSIT = 300.0  # seconds that question and answer may be on their way, over a slow link
 PAUSES = (0.2, 5.0)  # seconds between attempts, the first and the longest
 LARGEST = 1 << 32  # bytes of one message
 
