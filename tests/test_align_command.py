@@ -121,7 +121,7 @@ def test_a_space_that_both_put_in_front_is_at_the_beginning(show: Show, tmp_path
     ((byte, _, text),) = show(*[tmp_path / "pieces"] * 2, "the")[
         "5 of 5 positions of B: pieces correspond to one of A: pieces"
     ]
-    assert byte == "0" and text.splitlines() == ["│␣│t│h│e│</s>"] * 2
+    assert byte == "0" and text.splitlines() == ["│␣│t│h│e│<eos>"] * 2
 
 
 def test_no_text_is_a_text(show: Show) -> None:
