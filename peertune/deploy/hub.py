@@ -27,6 +27,7 @@ REFUSALS = (
     *(api_spec.InvalidTarget, api_spec.NoClientsAvailable, api_spec.AuthorizationError, api_spec.InternalError),
     RuntimeError,
 )
+Place = tuple[str, int]  # arm and round
 Found = TypeVar("Found")
 Tell = Callable[[str], None]
 
@@ -104,35 +105,40 @@ def follow(hub: Hub, run: str, write: Callable[[], Path], tell: Tell, tries: int
     """Submit a run, or find it running, and stay with it until its coordinator has ended by itself. What broke is
     submitted again, and goes on from its last whole round. Raises `PeertuneError` when `tries` in a row got no further.
     """
-    left, seen, reason = tries, None, ""
+    left, reason = tries, ""
+    seen: set[Place] = set()
     running = hub.running(run)
     while left:
         job = running[0]["id"] if running else hub.submit(write())
         tell(f"{run}: job {job}")
-        ended, place = _stay(hub, job, tell)
+        before = len(seen)
+        ended = _stay(hub, job, tell, seen)
         outcome = hub.outcome(job) if ended.startswith(ENDED) else None
         if outcome and outcome.exit_code in FINAL:
             return outcome
         reason = outcome.message if outcome else f"the job ended as {ended}"
-        left, seen = (tries if place != seen else left) - 1, place
+        left = tries if len(seen) > before else left - 1
         tell(f"{run}: {reason}; {left} more tries" if left else f"{run}: {reason}")
         running = []
         time.sleep(POLL)
     raise PeertuneError(f"{run} was given up after {tries} tries without a round between them; the last: {reason}")
 
 
-def _stay(hub: Hub, job: str, tell: Tell) -> tuple[str, tuple[Any, ...] | None]:
-    """How the job ended, and in which round. A job that runs and is silent has lost its server: it is ended."""
-    place, heard = None, time.monotonic()
+def _stay(hub: Hub, job: str, tell: Tell, seen: set[Place]) -> str:
+    """How the job ended; the rounds that it began are added to `seen`. A job that runs and is silent has lost its
+    server: it is ended.
+    """
+    heard, place = time.monotonic(), None
     while not (status := hub.status(job)).startswith(ENDED):
         progress = hub.progress(job) if status == "RUNNING" else {}
         if progress is not None:
             heard = time.monotonic()
         if progress and (now := (progress["arm"], progress["round"])) != place:
             place = now
-            tell(f"{progress['arm']}: round {progress['round']}")
+            seen.add(place)
+            tell(f"{place[0]}: round {place[1]}")
         if time.monotonic() - heard > SILENT:
             hub.abort(job)
-            return "SILENT", place
+            return "SILENT"
         time.sleep(POLL)
-    return status, place
+    return status

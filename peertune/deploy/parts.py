@@ -13,6 +13,7 @@ from peertune.deploy.home import agreed, home, read_settings
 from peertune.deploy.job import OUTCOME, PROGRESS, Outcome
 from peertune.engines.flare import FlareEngine
 from peertune.engines.post import Line
+from peertune.engines.seal import Plain, Seal
 from peertune.engines.site import Home, Site
 from peertune.engines.worker import Refused
 from peertune.errors import ConfigError, PeertuneError
@@ -53,7 +54,7 @@ class FlareSite(Participant):
         parties = {site: party for party, site in self.sites.items()} | {HUB: COORDINATOR}
         self._name = lambda caller: parties.get(caller, "a stranger")
         try:
-            site = Site(self._home(), self._session(), self._lines())
+            site = Site(self._home(), self._session(), self._lines(), self._seal())
         except ConfigError as error:  # the coordinator shall hear of it
             refusal = msgspec.msgpack.encode(Refused(f"{collab.site_name}: {error}", error.exit_code))
             self._reply, self._close = lambda caller, verb, message: refusal, lambda: None
@@ -79,6 +80,10 @@ class FlareSite(Participant):
     @collab.final
     def end(self) -> None:
         self._close()
+
+    def _seal(self) -> Seal:
+        """What this site closes bytes for other agents with, and opens theirs."""
+        return Plain()
 
     def _answer(self, verb: str, message: bytes) -> bytes:
         return self._reply(self._name(collab.caller), verb, message)
