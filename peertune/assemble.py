@@ -13,6 +13,7 @@ from peertune.agent import Agent, AgentSettings
 from peertune.agent.desk import AgentData
 from peertune.agent.faults import Liar, shuffled
 from peertune.clock import Availability, Clock
+from peertune.config.guarding import Guarding
 from peertune.config.schema import (
     Adapter,
     AgentConfig,
@@ -30,6 +31,7 @@ from peertune.config.schema import (
 from peertune.engines.base import Resident
 from peertune.engines.local import Listener, LocalEngine
 from peertune.errors import ConfigError
+from peertune.guard.outgoing import Rules
 from peertune.lm.cut import layers_of
 from peertune.lm.encode import render_example
 from peertune.lm.model import LanguageModel
@@ -194,9 +196,15 @@ def _agent(config: Config, party: Party, lm: LanguageModel, data: AgentData, fol
         max_new_tokens=config.evaluation.max_new_tokens,
         codebleu=config.evaluation.codebleu,
         release=party.release.model_dump(),
+        guard=rules_of(party.guard or config.guard),
     )
     liar = isinstance(party, AgentConfig) and party.fault == "liar"
     return (Liar if liar else Agent)(settings, lm, data, record)
+
+
+def rules_of(section: Guarding) -> dict[str, Rules]:
+    """What the guard does, by payload kind."""
+    return {kind: Rules(**rules) for kind, rules in section.model_dump().items()}
 
 
 def adapter_settings(section: Adapter) -> AdapterSettings:

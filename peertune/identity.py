@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from peertune.config.guarding import Guarding
 from peertune.config.schema import Config
 from peertune.errors import ConfigError
 
@@ -22,11 +23,15 @@ def identity(
     config: Config, agents: Sequence[Mapping[str, Any]], server: Mapping[str, Any] | None, prompts: Sequence[str]
 ) -> dict[str, Any]:
     """The body of the run's first event. `engine` is no part of it: where a run runs changes nothing. Neither are
-    `availability` and `server` where there is none.
+    `availability` and `server` where there is none, and `guard` where it is the default.
     """
     left_out = {"engine", *(key for key in ("availability", "server") if getattr(config, key) is None)}
+    settings = config.model_dump(mode="json", exclude=left_out)
+    for section in (settings, *settings["agents"], settings.get("server", {})):
+        if section.get("guard") in (None, Guarding().model_dump()):
+            section.pop("guard", None)
     body = {
-        "config": config.model_dump(mode="json", exclude=left_out),
+        "config": settings,
         "agents": agents,
         "transfer": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         "version": importlib.metadata.version("peertune"),

@@ -11,6 +11,8 @@ import numpy as np
 
 from peertune.agent import Agent, AgentSettings
 from peertune.agent.desk import AgentData
+from peertune.assemble import rules_of
+from peertune.config.guarding import Guarding
 from peertune.config.schema import Release
 from peertune.engines.base import Argument, Barrier, Engine, Entry, Host, Ref, Resident
 from peertune.ledger import COORDINATOR
@@ -58,7 +60,8 @@ def make_agent(lm: LanguageModel, folder: Path, name: str, kind: type[Agent] = A
     if not tested:
         splits |= {split: [sum_of(int(each.key)) for each in splits[split]] for split in ("transfer", "probe")}
     training = TrainingSettings(batch_size=4, warmup_steps=0)
-    settings = AgentSettings(name, 0, folder / name, training, 4, codebleu=False, release=Release().model_dump())
+    rules = {"release": Release().model_dump(), "guard": rules_of(Guarding())}
+    settings = AgentSettings(name, 0, folder / name, training, 4, codebleu=False, **rules)
     record = AgentRecord(static=(0.0,) * 8, histogram=(1.0, *[0.0] * 11))
     return kind(settings, lm, AgentData(**splits, task=task), record)
 

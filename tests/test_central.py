@@ -86,6 +86,9 @@ class Planted:
     def may_pull(self, kind: str, caller: str) -> bool:
         return kind != "texts" or self.part.texts == "everyone" or caller != COORDINATOR
 
+    def outgoing(self, payload: Payload) -> tuple[Payload, str]:
+        return payload, "not examined"
+
     def take_metrics(self) -> list[tuple[str, float]]:
         return []
 

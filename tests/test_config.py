@@ -286,7 +286,7 @@ def test_the_last_override_wins(tmp_path: Path) -> None:
         ("agents.-1.model=x", "--set 'agents.-1.model=x': '-1' is not a place in a list of 2 (counted from 0)"),
         ("agents.²=x", "--set 'agents.²=x': '²' is not a place in a list of 2 (counted from 0)"),
         ("agents.0.modell=x", "--set 'agents.0.modell=x': [agents.0] unknown key 'modell'; did you mean 'model'? "
-         "(valid: model, adapter, release, name, data, fault)"),
+         "(valid: model, adapter, release, guard, name, data, fault)"),
         ("method.matchmaker.beta=3", "--set 'method.matchmaker.beta=3': [method.matchmaker] the key 'type' is missing; "
          "valid: linucb, pairwise, uniform, round_robin, hetero_greedy"),
         ("method={type: knexa, route: set, matchmaker: {type: pairwise, without: [history]}}",

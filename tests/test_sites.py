@@ -214,9 +214,11 @@ class Envelope:
 
     def __init__(self) -> None:
         self.seen: list[bytes] = []
+        self.verdicts: list[str] = []
 
-    def close(self, destination: str, round: int, raw: bytes, call: int = 0) -> bytes:
+    def close(self, destination: str, round: int, raw: bytes, call: int = 0, verdict: str = "") -> bytes:
         self.seen.append(raw)
+        self.verdicts.append(verdict)
         return f"{round}:{call}:".encode() + raw[::-1]
 
     def open(self, source: str, round: int, sealed: bytes, call: int = 0) -> bytes:
@@ -233,8 +235,10 @@ def test_what_goes_to_another_agent_is_sealed_and_what_goes_to_the_coordinator_i
     fed = Federation(villages(tmp_path, seal=envelope).engine, NAMES)
     fed.fetch(fed["a0"].profile())
     assert isinstance(fed.fetch(fed["a1"].accept(PICKS, fed["a0"].share(PICKS))), Verdicts)
-    assert [kind_of(raw) for raw in envelope.seen] == ["texts"]
-    envelope.close = lambda destination, round, raw, call=0: Envelope.close(envelope, destination, round, raw, call + 1)  # type: ignore
+    assert [kind_of(raw) for raw in envelope.seen] == ["texts"] and envelope.verdicts == ["examined by a0"]
+    envelope.close = lambda destination, round, raw, call=0, verdict="": Envelope.close(  # type: ignore
+        envelope, destination, round, raw, call + 1
+    )
     with pytest.raises(
         AgentError, match=r"a0\.share failed: its answer is not valid: a0 sealed this for something else"
     ):

@@ -524,6 +524,9 @@ class Sender:
     def may_pull(self, kind: str, caller: str) -> bool:
         return True
 
+    def outgoing(self, payload: Payload) -> tuple[Payload, str]:
+        return payload, "not examined"
+
     def take_metrics(self) -> list[tuple[str, float]]:
         return []
 

@@ -158,6 +158,9 @@ class ToyAgent:
             return (caller == COORDINATOR) == (who == "coordinator")
         return who == "everyone"
 
+    def outgoing(self, payload: Payload) -> tuple[Payload, str]:
+        return payload, f"examined by {self.name}"
+
     def take_metrics(self) -> list[tuple[str, float]]:
         metrics, self._metrics = self._metrics, []
         return metrics

@@ -9,6 +9,7 @@ state.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ from peertune.agent.learner import Learner, mean_loss
 from peertune.checkpoint import Blobs
 from peertune.errors import PayloadError
 from peertune.evaluate import codebleu
+from peertune.guard.outgoing import GROUPS, Guard, Rules
 from peertune.ledger import COORDINATOR
 from peertune.lm.encode import Row
 from peertune.lm.model import LanguageModel
@@ -58,6 +60,7 @@ class AgentSettings:
     """Everything an agent needs besides model and data.
 
     `release` maps a payload kind to who may pull it: coordinator, agents, everyone or (also if not named) nobody.
+    `guard` maps one to its rules.
     """
 
     name: str
@@ -67,6 +70,7 @@ class AgentSettings:
     max_new_tokens: int
     codebleu: bool
     release: dict[str, str]
+    guard: dict[str, Rules]
 
 
 class AgentCore:
@@ -82,7 +86,8 @@ class AgentCore:
         self._learner = Learner(self.name, settings.seed, lm, settings.training)
         splits = (data.train, data.validation, data.probe, data.test)
         self._train, self._validation, self._probe, self._test = map(self._learner.encode_all, splits)
-        self._desk = Desk(self._learner, data)
+        self._guard = Guard(settings.guard, *data.texts())
+        self._desk = Desk(self._learner, data, partial(self._guard.passes, Texts.kind))
         self._record = record
         self._blobs = Blobs(settings.folder / "checkpoints")
         self._pooled: list[Row] = []  # others' examples, for the next `fit`
@@ -109,6 +114,13 @@ class AgentCore:
         if who in ("coordinator", "agents"):
             return (caller == COORDINATOR) == (who == "coordinator")
         return who == "everyone"
+
+    def outgoing(self, payload: Payload) -> tuple[Payload, str]:
+        """What may leave of an answer, and the guard's verdict. Raises `Blocked` if nothing may."""
+        guarded, verdict = self._guard.check(payload)
+        found = {f"{group}_redacted": verdict.of(group) for group in GROUPS}
+        self._metrics += [(name, float(count)) for name, count in found.items() if count]
+        return guarded, str(verdict)
 
     def take_metrics(self) -> list[tuple[str, float]]:
         """Numbers noted since the last call, by name."""

@@ -3,9 +3,9 @@
 No text leaves here but through `share`, and none is learnt from that did not pass `accept`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress
+from itertools import chain, compress
 
 import numpy as np
 import torch
@@ -35,12 +35,21 @@ class AgentData:
     test: Sequence[Example]
     task: Task
 
+    def texts(self) -> tuple[Iterator[str], Iterator[str]]:
+        """What is private of all this, and what everybody has."""
+        private = (each.prompt + each.completion for each in (*self.train, *self.validation))
+        answered = (each.prompt + each.completion for each in (*self.probe, *self.test))
+        return private, chain((each.prompt for each in self.transfer), answered)
+
 
 class Desk:
-    """Final. `adapter`, `pulled`: another's adapter and all bytes that it was sent since its last lesson."""
+    """Final. `adapter`, `pulled`: another's adapter and all bytes that it was sent since its last lesson.
 
-    def __init__(self, learner: Learner, data: AgentData) -> None:
-        self._learner, self._task = learner, data.task
+    `may_leave`: would the guard let this text go as it is?
+    """
+
+    def __init__(self, learner: Learner, data: AgentData, may_leave: Callable[[str], bool]) -> None:
+        self._learner, self._task, self._may_leave = learner, data.task, may_leave
         self._public = PublicProblems(data.task, data.transfer, data.probe)
         self._known = data.probe or data.validation  # whose answers it knows, to learn how far to trust itself
         self.drafts: dict[int, Draft] = {}
@@ -98,8 +107,10 @@ class Desk:
         return Texts(tuple(draft.text if draft and draft.offered(self.threshold) else "" for draft in drafts))
 
     def express(self, which: Picks, k: int) -> Logits:
-        """What the agent expected at each token of the drafts that it shares; nothing of those it withholds."""
-        texts = self.share(which).items
+        """What the agent expected at each token of the drafts that it shares; nothing of those it withholds or that the
+        guard would not let go as they are: who has it can read the text from it.
+        """
+        texts = [text if self._may_leave(text) else "" for text in self.share(which).items]
         rows = [self._learner.encode(each.prompt, text) for each, text in zip(self.public(which), texts, strict=True)]
         known = self._learner.expectations(rows, k)
         return Logits.of(known.only(np.array([bool(text) for text in texts])))

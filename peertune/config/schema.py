@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
+from peertune.config.guarding import Guarding
 from peertune.config.release import Release, ServerRelease
 from peertune.config.section import Section, Typed, bare_name, one_of
 from peertune.ledger import SERVER
@@ -144,11 +145,14 @@ class Data(Section):
 
 
 class Party(Section):
-    """Who has a model. `model`: bundled/NAME, a local folder, or a hub id (safetensors only)."""
+    """Who has a model. `model`: bundled/NAME, a local folder, or a hub id (safetensors only). `adapter`, `guard`:
+    its own, instead of the run's.
+    """
 
     model: str
     adapter: Adapter | None = None
     release: Release = Release()
+    guard: Guarding | None = None
 
 
 class AgentConfig(Party):
@@ -241,6 +245,7 @@ class Config(Section):
     agents: Annotated[tuple[AgentConfig, ...], Field(min_length=1)]
     server: ServerConfig | None = None
     adapter: Adapter = Adapter()
+    guard: Guarding = Guarding()
     training: Training = Training()
     method: MethodConfig
     baselines: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], MethodConfig] = {}

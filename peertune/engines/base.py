@@ -6,15 +6,14 @@ counts.
 """
 
 import math
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
+from peertune.engines.resident import Resident, write_traceback
 from peertune.errors import AgentError, PayloadError, PeertuneError
 from peertune.ledger import COORDINATOR, EventKind
 from peertune.payloads import (
@@ -53,6 +52,7 @@ METRICS = (
     *("train_loss", "exchange_loss", "validation_loss"),  # nats a token
     *("validation_score", "text_accuracy", "kept"),  # a share of 1
     *("exchange_updates", "flops"),  # counts of the call
+    *("secrets_redacted", "personal_redacted", "copies_redacted"),  # what the guard took out of the answer
     "memory",  # bytes, at the most
 )
 Fields = tuple[str, str, str, str]  # of an AgentError: agent, verb, cause, code
@@ -130,28 +130,6 @@ class Engine(ABC):
         """Stop everything that the engine started."""
 
 
-class Resident(Protocol):
-    """What a host needs of an agent."""
-
-    name: str
-
-    def call(self, verb: str, args: list[Payload]) -> Payload | None:
-        """Run one verb. Whatever it raises becomes the answer's failure."""
-        ...
-
-    def may_pull(self, kind: str, caller: str) -> bool:
-        """The release policy: may `caller` have this agent's payloads of `kind`?"""
-        ...
-
-    def take_metrics(self) -> list[tuple[str, float]]:
-        """Numbers noted since the last call, by name."""
-        ...
-
-    def log_path(self) -> Path | None:
-        """Where tracebacks go; they stay with the agent."""
-        ...
-
-
 class Argument(msgspec.Struct, frozen=True):
     """One argument of a call: bytes, from the coordinator or the owner of `ref`, or the reason why they cannot come.
 
@@ -174,6 +152,7 @@ class Host:
 
     agents: Mapping[str, Resident]
     _answers: dict[int, bytes | AgentError] = field(default_factory=dict)
+    _verdicts: dict[int, str] = field(default_factory=dict)
 
     def run(self, ref: Ref, args: Sequence[Argument]) -> tuple[list[Entry], AgentError | None]:
         """Run one call; its answer or its failure becomes the value of `ref`. Returns the rows for the ledger."""
@@ -182,13 +161,13 @@ class Host:
         failure = None
         try:
             answer = self._call(ref, args, self._resolve_all(ref, args, rows))
-            self._answers[ref.id] = b"" if answer is None else _encoded(answer)
+            self._answers[ref.id] = b"" if answer is None else self._guarded(ref, answer)
         except AgentError as error:  # an argument's owner failed, or refused to release it
             failure = error
         except PeertuneError as error:
             failure = AgentError(ref.owner, ref.verb, str(error), error.code)
         except Exception as error:  # the agent's own text may be private: it stays in the agent's log
-            failure = AgentError(ref.owner, ref.verb, f"{type(error).__name__} ({_write_traceback(agent)})")
+            failure = AgentError(ref.owner, ref.verb, f"{type(error).__name__} ({write_traceback(agent)})")
         rows += self._metrics(agent)
         if failure:
             self._answers[ref.id] = failure
@@ -212,9 +191,14 @@ class Host:
             self._answers[ref.id] = AgentError(ref.owner, ref.verb, f"{caller} has pulled its answer; it is kept once")
         return answer
 
+    def verdict(self, ref: Ref) -> str:
+        """What the owner's guard says of an answer; empty if it was not asked."""
+        return self._verdicts.get(ref.id, "")
+
     def clear(self) -> None:
         """Drop all answers."""
         self._answers.clear()
+        self._verdicts.clear()
 
     def _call(self, ref: Ref, args: Sequence[Argument], values: list[Payload]) -> Payload | None:
         """What another agent sent and this one cannot use is its sender's failure, not the receiver's."""
@@ -225,6 +209,11 @@ class Host:
             if sent is None:
                 raise
             raise AgentError(sent.owner, sent.verb, f"{ref.owner} cannot use its answer: {error}") from None
+
+    def _guarded(self, ref: Ref, answer: Payload) -> bytes:
+        """The wire form of what the owner's guard lets go of an answer: nobody can ask for the rest."""
+        guarded, self._verdicts[ref.id] = self.agents[ref.owner].outgoing(answer)
+        return _encoded(guarded)
 
     def _metrics(self, agent: Resident) -> list[Entry]:
         """What the agent noted of itself, if it lets the coordinator have it. Nothing but named, finite numbers."""
@@ -284,17 +273,3 @@ def _encoded(answer: Payload) -> bytes:
     raw = encode(answer)
     kind_of(raw)
     return raw
-
-
-def _write_traceback(agent: Resident) -> str:
-    """Append the current traceback to the agent's own log; returns where it is."""
-    path = agent.log_path()
-    if path is None:
-        return "no details kept"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            traceback.print_exc(file=file)
-    except OSError as error:
-        return f"the agent's own log cannot be written: {error.strerror}"
-    return "details in the agent's own log"

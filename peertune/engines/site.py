@@ -178,7 +178,7 @@ class Site:
             return self._began or post.Pending()
 
     def _release(self, caller: str, ref: Ref, state: _Round) -> post.Answer:
-        """The agent decides; the seal is closed on what it gives to another agent."""
+        """The agent decides; the seal is closed on what it gives to another agent. The guard's verdict stays here."""
         with self._releasing:
             handed = state.handed.get(caller)
             if handed and handed[0] == ref.id:  # the answer was lost on its way
@@ -190,15 +190,15 @@ class Site:
                 return _withheld(ref, LOST)
             if isinstance(answer, Value) and answer.raw:
                 once = kind_of(answer.raw) in ONCE
-                if caller != COORDINATOR:
-                    answer = self._sealed(answer.raw, ref, caller, state.number)
+                told = caller == COORDINATOR
+                answer = Value(answer.raw) if told else self._sealed(answer, ref, caller, state.number)
                 if once and isinstance(answer, Value):
                     state.handed[caller] = (ref.id, answer)
             return answer
 
-    def _sealed(self, raw: bytes, ref: Ref, reader: str, number: int) -> post.Answer:
+    def _sealed(self, answer: Value, ref: Ref, reader: str, number: int) -> post.Answer:
         try:
-            return Value(self._seal.close(reader, number, raw, ref.id))
+            return Value(self._seal.close(reader, number, answer.raw, ref.id, answer.verdict))
         except PeertuneError as error:
             return Withheld(fields_of(AgentError(ref.owner, ref.verb, str(error), error.code)))
 

@@ -65,7 +65,10 @@ class Done(msgspec.Struct, tag=True):
 
 
 class Value(msgspec.Struct, tag=True):
+    """An answer, and the verdict of its owner's guard."""
+
     raw: bytes
+    verdict: str = ""
 
 
 class Withheld(msgspec.Struct, tag=True):
@@ -94,7 +97,7 @@ class Server:
                 return Done(rows, fields_of(failure) if failure else None, seconds)
             case Release():
                 try:
-                    return Value(self._host.release(message.ref, message.caller))
+                    return Value(self._host.release(message.ref, message.caller), self._host.verdict(message.ref))
                 except AgentError as error:
                     return Withheld(fields_of(error))
             case Clear():

@@ -5,8 +5,9 @@ rules found how much, never what.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from peertune.errors import PeertuneError
 from peertune.guard.copies import Copies
@@ -15,8 +16,18 @@ from peertune.guard.secrets import find_secrets
 from peertune.guard.spans import Span, merged, redacted
 from peertune.payloads import Payload, Record, Records, Texts
 
-Rules = Mapping[str, str]  # secrets, personal and copies: each redact, block or off; what is not named is off
-OFF, BLOCK = "off", "block"
+Action = Literal["redact", "block", "off"]
+Find = Callable[[str], Iterable[Span]]
+GROUPS = ("secrets", "personal", "copies")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What happens to a text in which something is found."""
+
+    secrets: Action = "off"
+    personal: Action = "off"
+    copies: Action = "off"
 
 
 class Blocked(PeertuneError):
@@ -49,25 +60,22 @@ class Guard:
 
     def __init__(self, policy: Mapping[str, Rules], private: Iterable[str] = (), public: Iterable[str] = ()) -> None:
         self._policy = policy
-        self._finders: dict[str, Callable[[str], Iterator[Span]]] = {
-            "secrets": find_secrets,
-            "personal": find_personal,
-        }
-        if any(rules.get("copies", OFF) != OFF for rules in policy.values()):
-            self._finders["copies"] = Copies(private, public).find
+        watched = any(rules.copies != "off" for rules in policy.values())
+        self._copies = Copies(private, public) if watched else Copies([])
 
     def check(self, payload: Payload) -> tuple[Payload, Verdict]:
         """The payload as it may leave; itself if nothing was found. Raises `Blocked`."""
-        rules = self._policy.get(payload.kind, {})
-        if not isinstance(payload, Texts | Records) or all(action == OFF for action in rules.values()):
+        active = self._active(payload.kind)
+        if not isinstance(payload, Texts | Records) or not active:
             return payload, Verdict()
         verdict, blocking = Verdict(examined=True), Counter[str]()
 
         def cleaned(text: str) -> str:
             marks = []
-            for group, span in self._finds(rules, text):
-                (blocking if rules[group] == BLOCK else verdict.found)[f"{group}.{span.rule}"] += 1
-                marks.append(span._replace(rule="secret") if group == "secrets" else span)
+            for group, (action, find) in active.items():
+                for span in merged(find(text)):
+                    (blocking if action == "block" else verdict.found)[f"{group}.{span.rule}"] += 1
+                    marks.append(span._replace(rule="secret") if group == "secrets" else span)
             return redacted(text, merged(marks)) if marks else text
 
         checked = _with(payload, cleaned)
@@ -77,12 +85,17 @@ class Guard:
 
     def passes(self, kind: str, text: str) -> bool:
         """Would this text leave as it is?"""
-        return not any(self._finds(self._policy.get(kind, {}), text))
+        return not any(True for _, find in self._active(kind).values() for _ in find(text))
 
-    def _finds(self, rules: Rules, text: str) -> Iterator[tuple[str, Span]]:
-        for group, action in rules.items():
-            if action != OFF:
-                yield from ((group, span) for span in merged(self._finders[group](text)))
+    def _active(self, kind: str) -> dict[str, tuple[Action, Find]]:
+        """The groups of rules that a payload kind is held to."""
+        rules = self._policy.get(kind, Rules())
+        groups: dict[str, tuple[Action, Find]] = {
+            "secrets": (rules.secrets, find_secrets),
+            "personal": (rules.personal, find_personal),
+            "copies": (rules.copies, self._copies.find),
+        }
+        return {group: (action, find) for group, (action, find) in groups.items() if action != "off"}
 
 
 def _with(payload: Texts | Records, change: Callable[[str], str]) -> Texts | Records:

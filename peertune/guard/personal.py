@@ -12,7 +12,7 @@ from peertune.guard.spans import Span
 
 # Patterns begin with a character, which `re` searches for fastest; what must not stand before it is a lookbehind.
 # A call (`a@b.mean(x)` multiplies matrices) is no address; RFC 5321 bounds the parts.
-_EMAIL = re.compile(r"[\w.%+'-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?![\w(-])")
+_EMAIL = re.compile(r"[\w.%+-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?![\w(-])")
 # ITU-T E.164: codes of countries, with their +.
 _COUNTRY = (
     r"\+(?<![\w+)\]].)(?:[17]|2(?:[07]|1[12368]|[2-6]\d|9[0179])|3(?:[0-469]|[578]\d)|4(?:[013-9]|2\d)|5(?:[1-8]|[09]\d)"
@@ -34,7 +34,7 @@ _PHONES = (
 _CARD = re.compile(
     r"[2-6](?<![\w.,-].)\d{3}(?:[ -]?\d{4}[ -]?\d{4}[ -]?\d{1,7}|[ -]?\d{6}[ -]?\d{4,5})(?![\w-]|[.,]\d)"
 )
-_IBAN = re.compile(r"[A-Z](?<![A-Za-z0-9].)[A-Z]\d\d(?:[ -]?[A-Z0-9]){11,40}")
+_IBAN = re.compile(r"[A-Z](?<![A-Za-z0-9].)[A-Z]\d\d(?=(?P<rest>(?:[ -]?[A-Z0-9]){11,40}))")
 _IPV4 = re.compile(r"\d(?<![\w.-].)\d{0,2}(?:\.\d{1,3}){3}(?!\.?\w|-\d)")
 _IPV6 = re.compile(r"[23fF](?<![\w:.].)(?:(?<=\d)[0-9a-fA-F]{3}|[cCdD][0-9a-fA-F]{2}):[0-9a-fA-F:.]{1,40}(?<!\.)")
 
@@ -83,14 +83,15 @@ def _is_card(number: str) -> bool:
 
 def _iban_end(match: re.Match[str]) -> int:
     """Where the IBAN at the start of the match ends; 0 if there is none (ISO 7064, MOD 97-10)."""
-    length = _LENGTHS.get(match.group()[:2])
-    places = [at for at, character in enumerate(match.group()) if character.isalnum()]
+    text = match.group() + match["rest"]
+    length = _LENGTHS.get(text[:2])
+    places = [at for at, character in enumerate(text) if character.isalnum()]
     if not length or len(places) < length:
         return 0
     end = places[length - 1] + 1
-    if match.group()[end : end + 1].isalnum():
+    if text[end : end + 1].isalnum():
         return 0
-    iban = "".join(match.group()[at] for at in places[:length])
+    iban = "".join(text[at] for at in places[:length])
     number = "".join(str(int(character, 36)) for character in iban[4:] + iban[:4])
     return match.start() + end if int(number) % 97 == 1 else 0
 
