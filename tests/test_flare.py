@@ -86,7 +86,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 RELEASED = dict.fromkeys(Release.model_fields, "everyone")  # every method pulls something else
 ARMS: dict[str, Any] = {
     "routed": ROUTED,
-    **{name: {"type": name} for name in ("local", "fedavg", "kd", "split", "central_text", "centralised")},
+    **{name: {"type": name} for name in ("local", "fedavg", "kd", "fedmkt", "split", "central_text", "centralised")},
     "plain_split": {"type": "split", "shape": "plain"},
 }
 
