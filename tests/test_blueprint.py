@@ -74,6 +74,7 @@ def test_cores_and_frozen_parts_cost_what_they_do_in_the_model() -> None:
         | {f"{path}.frozen_B.weight": torch.ones(d_out, 5) for path, (_, d_out) in sides.items()},
     )
     assert found.costs(core=True, frozen=ranks) == costs_of(true, ADAPTER) != plain
+    assert found.costs(True, ranks, "AB") == costs_of(true, ADAPTER, "AB") != costs_of(true, ADAPTER)
     assert found.costs() == plain  # nothing is left behind
 
 

@@ -320,6 +320,23 @@ def test_adamw_begins_anew_on_what_was_put_there(folders: dict[str, Path]) -> No
     assert updates.median().item() == pytest.approx(1e-3, rel=1e-3)
 
 
+@pytest.mark.parametrize(("letters", "core"), [("B", False), ("A", False), ("AB", False), ("R", True)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_not_trained_costs_no_gradient(folders: dict[str, Path], family: str, letters: str, core: bool) -> None:
+    """A step that trains some factors alone costs what torch counts of it."""
+    lm = model(folders[family], core, frozen=False)
+    trainer = Trainer(lm, "a", SLOW)
+    names = [name for name in lm.trainable("a") if letter(name) in letters]
+    whole = costs_of(lm, "a")
+    lm.take_passes("a")
+    with trainer.only(names):
+        found = counted(lambda: trainer.step([(rows(lm), 1.0)], seed=0))
+    (ran,) = lm.take_passes("a")
+    assert costs_of(lm, "a", ran.still).flops(ran) == found <= whole.flops(ran)
+    assert (found == whole.flops(ran)) == (letters == "AB")
+    assert all(parameter.requires_grad for parameter in lm.trainable("a").values())
+
+
 def test_their_costs_are_measured_with_them(folders: dict[str, Path]) -> None:
     """And do not depend on what the adapter was when its costs were first asked for."""
     lm, plain = model(folders["llama"]), model(folders["llama"], core=False, frozen=False)

@@ -140,9 +140,9 @@ class Learner:
         ran = self.lm.take_passes(self._name)
         if not ran:
             return []
-        costs = costs_of(self.lm, self._name)
-        metrics = [("flops", float(sum(times * costs.flops(one) for one, times in ran.items())))]
-        if trained := [costs.memory(one) for one in ran if one.kind == "training"]:
+        costs = {one: costs_of(self.lm, self._name, one.still) for one in ran}
+        metrics = [("flops", float(sum(times * costs[one].flops(one) for one, times in ran.items())))]
+        if trained := [costs[one].memory(one) for one in ran if one.kind == "training"]:
             metrics.append(("memory", float(max(trained))))
         return metrics
 

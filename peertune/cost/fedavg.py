@@ -4,8 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from peertune.aggregate import Rule
 from peertune.cost.estimate import Estimate, Round
 from peertune.cost.formulas import lora_numbers
@@ -35,12 +33,12 @@ def fedavg(world: World, method: FedAvg) -> Estimate:
     for agent in world.agents:
         _send_up(rounds[0], agent, agent.shapes)
     for t, one in enumerate(rounds, start=1):
-        chosen = _chosen(world.agents, method, t)
+        chosen = method.chosen(world.agents, t)
         for agent in chosen:
             _send_down(one, agent, *shared.lacking(agent))
             steps = budget.local_steps + budget.exchange_steps
             one.ask(agent.name, steps, Factors(rule.trained(t)), method.proximal, Factors(rule.shared(t)))
-            one.compute(agent, agent.fit(positions[agent.name], steps), shared.costs(agent))
+            one.compute(agent, agent.fit(positions[agent.name], steps), shared.costs(agent, t))
             _send_up(one, agent, shared.travelling(agent, t))
         one.flops[COORDINATOR] += shared.aggregate(method.aggregator, chosen, t)
         if world.graded(t):
@@ -84,9 +82,11 @@ class _Shared:
         parts = _frozen(agent, self.change if known else self.frozen)
         return {**factors, **parts}, held if known else 0, self.version
 
-    def costs(self, agent: Party) -> Costs:
-        """Of an agent that has the shared adapter: cores and frozen parts cost, too."""
-        return agent.blueprint.costs(any("R" in turn for turn in self.rule.turns), self.frozen)
+    def costs(self, agent: Party, t: int) -> Costs:
+        """Of an agent that has the shared adapter: cores and frozen parts cost, and what is not trained costs less."""
+        core = any("R" in turn for turn in self.rule.turns)
+        still = "".join(letter for letter in ("ABR" if core else "AB") if letter not in self.rule.trained(t))
+        return agent.blueprint.costs(core, self.frozen, still)
 
     def travelling(self, agent: Party, t: int) -> Shapes:
         return _having(self._whole(agent), self.rule.shared(t))
@@ -119,13 +119,6 @@ class _Shared:
             rank = agent.settings.rank
             cores = {f"{path}.lora_R.weight": (rank, rank) for path in _matrices(agent)}
         return {**agent.shapes, **cores}
-
-
-def _chosen(agents: Sequence[Party], method: FedAvg, t: int) -> list[Party]:
-    """Who takes part in round `t`, as the method draws it."""
-    count = max(1, round(method.fraction * len(agents)))
-    order = np.random.default_rng([method.run.seed, t]).permutation(len(agents))
-    return [agents[place] for place in sorted(order[:count])]
 
 
 def _send_up(one: Round, agent: Party, shapes: Shapes) -> None:

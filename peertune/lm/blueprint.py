@@ -60,10 +60,13 @@ class Blueprint:
                 _adapt(short, settings, device)
         return cls(lm, short)
 
-    def costs(self, core: bool = False, frozen: Mapping[str, int] | None = None) -> Costs:
-        """Of the model with the adapter; with a core; with frozen parts of these ranks, by the paths of layers."""
+    def costs(self, core: bool = False, frozen: Mapping[str, int] | None = None, still: str = "") -> Costs:
+        """Of the model with the adapter; with a core; with frozen parts of these ranks, by the paths of layers.
+
+        `still`: letters of the factors that are not trained.
+        """
         self._dress(core, frozen or {})
-        found = costs_of(self.short, ADAPTER)
+        found = costs_of(self.short, ADAPTER, still)
         if self.short is not self.lm:
             found = _lengthened(found, self.lm)
         self._dress(False, {})

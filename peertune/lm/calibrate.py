@@ -1,7 +1,8 @@
 """Measure what a model costs: FLOPs by torch's own counter, bytes by what autograd saves, on five tiny batches."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from peertune.lm.encode import Batch, Row, collate
 from peertune.lm.flops import SHAPES, Costs, Monomials, fit
+from peertune.lm.frozen import letter
 from peertune.lm.model import LanguageModel
 from peertune.lm.score import completion_losses
 from peertune.lm.seeding import seeded
@@ -31,25 +33,41 @@ def flop_counter() -> FlopCounterMode:
     return counter
 
 
-def costs_of(lm: LanguageModel, adapter: str) -> Costs:
-    """The costs of `lm` with that adapter; measured once for all adapters with the same settings and extras."""
-    settings, extras = lm.settings(adapter), lm.extras(adapter)
-    key = (settings, extras) if extras else settings
+def costs_of(lm: LanguageModel, adapter: str, still: str = "") -> Costs:
+    """The costs of `lm` with that adapter; measured once for all adapters with the same settings and extras.
+
+    `still`: letters of the factors that are not trained, as of a `Pass`.
+    """
+    key = lm.settings(adapter), lm.extras(adapter), still
     if key not in lm.costs:
-        lm.costs[key] = calibrate(lm, adapter)
+        lm.costs[key] = calibrate(lm, adapter, still)
     return lm.costs[key]
 
 
-def calibrate(lm: LanguageModel, adapter: str) -> Costs:
+def calibrate(lm: LanguageModel, adapter: str, still: str = "") -> Costs:
     """The costs of `lm` with an adapter like that of `adapter`, from five training passes that leave no trace.
 
     Not to be called inside a block of `lm.using`.
     """
-    trained = list(lm.trainable(adapter).values())
+    trained = lm.trainable(adapter)
     frozen = sum(part.nbytes for part in lm.frozen(adapter).values())
-    with lm.using(adapter, train=True) as model, seeded(0, lm.device):
+    with lm.using(adapter, train=True) as model, seeded(0, lm.device), _held(trained, still) as moving:
         base = lm.parameters * model.get_input_embeddings().weight.element_size() + frozen
-        return measure(model, trained, base, lambda rows, width: completion_losses(model, _batch(lm, rows, width)))
+        costs = measure(model, moving, base, lambda rows, width: completion_losses(model, _batch(lm, rows, width)))
+    return replace(costs, adapter=sum(parameter.nbytes for parameter in trained.values()))
+
+
+@contextmanager
+def _held(trained: Mapping[str, torch.nn.Parameter], still: str) -> Iterator[list[torch.nn.Parameter]]:
+    """In the block only the factors that are not `still`, and what is none, get gradients."""
+    kept = [parameter for name, parameter in trained.items() if letter(name) and letter(name) in still]
+    for parameter in kept:
+        parameter.requires_grad_(False)
+    try:
+        yield [parameter for parameter in trained.values() if parameter.requires_grad]
+    finally:
+        for parameter in kept:
+            parameter.requires_grad_(True)
 
 
 def measure(

@@ -25,7 +25,8 @@ class Pass(NamedTuple):
 
     `heads`: label positions in all; of a generation the tokens that each row was continued by. `start` and `stop`:
     only the parts [start:stop] of the model, numbered as in `Costs`, ran; a generation is never in parts. A training
-    pass is forward and backward; of a split model each of them comes in a call of its own.
+    pass is forward and backward; of a split model each of them comes in a call of its own. `still`: letters of the
+    adapter's factors, A, B and R, that were not trained: their gradients were not worked out.
     """
 
     kind: Literal["forward", "backward", "training", "generation"]
@@ -34,6 +35,7 @@ class Pass(NamedTuple):
     heads: int
     start: int = 0
     stop: int | None = None
+    still: str = ""
 
 
 def monomials(rows: int, width: int, labels: int) -> Monomials:

@@ -40,6 +40,7 @@ class Trainer:
         self.lm, self.adapter, self.settings = lm, adapter, settings
         self._names, self._steps = names, 0
         self._moving: Collection[str] | None = None
+        self._still = ""
         self._anchors: dict[str, torch.Tensor] = {}
         self._proximal = 0.0
         self._begin()
@@ -50,11 +51,12 @@ class Trainer:
         which adds mu / 2 ||theta - theta_0||^2 to what is minimised; theta_0 is where they are now.
         """
         self._moving, self._proximal = names, proximal
+        self._still = "".join(sorted({letter(name) for name in self._parameters if name not in names}))
         self._anchors = {name: self._parameters[name].detach().clone() for name in names} if proximal else {}
         try:
             yield
         finally:
-            self._moving, self._anchors = None, {}
+            self._moving, self._still, self._anchors = None, "", {}
             for parameter in self._parameters.values():
                 parameter.requires_grad_(True)
 
@@ -83,7 +85,8 @@ class Trainer:
             for part in self._micro_batches(weighted):
                 batch = collate([row for row, _ in part], self.lm.pad_token, self.lm.device)
                 factors = torch.tensor([factor for row, factor in part for _ in range(row.loss_tokens)])
-                self.lm.note(self.adapter, Pass("training", len(batch.ids), batch.ids.shape[1], len(factors)))
+                shape = len(batch.ids), batch.ids.shape[1], len(factors)
+                self.lm.note(self.adapter, Pass("training", *shape, still=self._still))
                 share = completion_losses(model, batch) @ factors.to(self.lm.device)
                 share.backward()
                 loss += share.item()

@@ -8,7 +8,7 @@ ledger. The coordinator sees adapters, never data.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from annotated_types import Ge, Gt, Le
@@ -20,6 +20,7 @@ from peertune.methods.base import Method, Run, State
 from peertune.methods.shared import NOTHING, SharedAdapter
 from peertune.payloads import Factors, Weights
 
+Party = TypeVar("Party")
 Calls = dict[tuple[str, str], Ref]  # by agent and verb
 MIXED = [name for name, rule in AGGREGATORS.items() if rule.mixed_ranks]
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class FedAvg(Method):
     def round(self, state: State, fed: Federation, t: int) -> State:
         trained, travels = Factors(self.rule.trained(t)), Factors(self.rule.shared(t))
         calls: Calls = {}
-        for agent in self._chosen(fed.agents, t):
+        for agent in self.chosen(fed.agents, t):
             calls[agent.name, "load"] = self.hand_out(state, agent)
             calls[agent.name, "fit"] = agent.fit(self._steps, trained, self.proximal)
             calls[agent.name, "adapter"] = agent.adapter(travels)
@@ -102,6 +103,12 @@ class FedAvg(Method):
         for agent in fed.everyone:
             self.hand_out(state, agent)
 
+    def chosen(self, agents: Sequence[Party], t: int) -> list[Party]:
+        """At least one of those that are there; in round `t` always the same."""
+        count = max(1, round(self.fraction * len(agents)))
+        order = np.random.default_rng([self.run.seed, t]).permutation(len(agents))
+        return [agents[place] for place in sorted(order[:count])]
+
     @property
     def rule(self) -> Rule:
         return AGGREGATORS[self.aggregator]
@@ -113,12 +120,6 @@ class FedAvg(Method):
     @property
     def _facts(self) -> dict[str, Mapping[str, Any]]:
         return {facts["name"]: facts for facts in self.run.agents}
-
-    def _chosen(self, agents: Sequence[AgentHandle], t: int) -> list[AgentHandle]:
-        """At least one of those that are there; in round `t` always the same."""
-        count = max(1, round(self.fraction * len(agents)))
-        order = np.random.default_rng([self.run.seed, t]).permutation(len(agents))
-        return [agents[place] for place in sorted(order[:count])]
 
     def _lacking(self, shared: SharedAdapter, agent: AgentHandle) -> tuple[Weights, int, int]:
         facts = self._facts[agent.name]
