@@ -1,6 +1,6 @@
 """Do the models and data sets that a configuration names exist, and can its methods do with these models?
 
-Nothing is loaded or downloaded, no torch imported.
+No model is loaded, nothing is downloaded, no torch imported.
 """
 
 import json
@@ -13,9 +13,10 @@ from peertune.config.schema import AnswersTask, Config, HumanEvalTask, IntentTas
 from peertune.errors import ConfigError
 from peertune.lm.source import resolve
 from peertune.methods.split import FAMILIES, check_cuts, uncut
+from peertune.tasks.disjoint import check_disjoint
 from peertune.tasks.intent import FILES
 from peertune.tasks.programs import FILE_KINDS
-from peertune.tasks.records import KINDS, locate
+from peertune.tasks.records import KINDS, locate, read_examples
 
 
 def check_places(config: Config) -> list[str]:
@@ -33,6 +34,7 @@ def check_places(config: Config) -> list[str]:
     if lines:
         raise ConfigError("\n".join(lines))
     _check_methods(config)
+    _check_public(config)
     return sorted(remote)
 
 
@@ -85,6 +87,14 @@ def _check_listed(config: Config, method: MethodConfig) -> None:
                 f"kd: `top_k` is {method.top_k}, but {agent.model} has {tokens} tokens; lower it, or set it to 0, "
                 "which is all of them"
             )
+
+
+def _check_public(config: Config) -> None:
+    """Raise `ConfigError` if a file of public prompts holds problems of the test."""
+    task = config.task
+    if isinstance(task, RecordsTask) and task.transfer and locate(task.transfer) == locate(task.test) == "file":
+        public = read_examples(task.transfer, completions=False)
+        check_disjoint(f"task.transfer ({task.transfer})", transfer=public, test=read_examples(task.test))
 
 
 def _described(model: str) -> dict[str, Any]:

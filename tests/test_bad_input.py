@@ -274,8 +274,9 @@ def test_everything_that_is_missing_is_found_at_once(peertune: Command) -> None:
 
 
 def test_public_prompts_that_are_tested(peertune: Command) -> None:
-    said = peertune.refuses("run", "own.yaml", "--set", "task.transfer=data/test.jsonl")
-    assert "found 4 of test in transfer; a test would measure memory" in said
+    for verb in ("validate", "run"):
+        said = peertune.refuses(verb, "own.yaml", "--set", "task.transfer=data/test.jsonl")
+        assert "found 4 of test in transfer; a test would measure memory" in said
 
 
 def test_examples_longer_than_the_context_are_cut_counted_and_said(peertune: Command) -> None:
