@@ -142,3 +142,10 @@ def test_every_group_of_synthetic_federations_is_left_out_once() -> None:
     assert {f"without {group}" for group in there} < set(ABLATED) and len(ABLATED) == len(there) + 1
     assert set(ablation.ARMS) == {"uniform", "pairwise", "oracle", *ABLATED}
     assert not set(ABLATED) & set(matchmaking.ARMS)
+
+
+def test_the_results_page_holds_the_table_of_the_committed_summary() -> None:
+    summary = json.loads((DOCS / "matchmaking" / "ablation" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["plan"] == json.loads(json.dumps(matchmaking.asdict(PLAN)))
+    page = (DOCS / "results.md").read_text(encoding="utf-8")
+    assert markdown(summary["rows"]) in page, "run `peertune study ablation` and copy table.md"
