@@ -53,7 +53,7 @@ def _serve(connection: Connection, lines: dict[str, Line]) -> None:
             return
         try:
             connection.send_bytes(b"+" + lines[name](verb, message, seconds))
-        except ConnectionError as error:
+        except (ConnectionError, TimeoutError) as error:
             connection.send_bytes(b"-" + str(error).encode())
 
 

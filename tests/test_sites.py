@@ -187,6 +187,23 @@ def test_a_line_that_fails_for_a_while_changes_nothing(village: Village) -> None
     assert not failures(fed.end_round())
 
 
+def test_a_slow_line_gets_more_time_and_not_for_ever() -> None:
+    given: list[float] = []
+
+    def slow(verb: str, raw: bytes, seconds: float) -> bytes:
+        given.append(seconds)
+        if seconds < needed:
+            raise TimeoutError("too slow")
+        return msgspec.msgpack.encode(post.Accepted())
+
+    needed = post.LONGEST + 100.0
+    assert post.ask(slow, post.Clear(SESSION, 0), 1.0) == post.Accepted() and len(given) == 3
+    needed = 1e9
+    with pytest.raises(ConnectionError, match="too slow"):
+        post.ask(slow, post.Clear(SESSION, 0), 1.0)
+    assert given[3:] == [post.LONGEST + transit for transit in post.TRANSIT]
+
+
 def test_a_site_out_of_reach_fails_its_own_calls_and_nobody_elses(village: Village) -> None:
     cut: set[str] = set()
 

@@ -127,11 +127,12 @@ class FlareCoordinator(Participant):
 
 
 def _carry(proxy: Any, secure: bool, verb: str, message: bytes, seconds: float) -> bytes:
-    """Ask a site through FLARE. Raises `ConnectionError`, whose text is FLARE's own first line."""
+    """Ask a site through FLARE. Raises `TimeoutError` or `ConnectionError`, with FLARE's own first line."""
     try:
         answer = getattr(proxy(timeout=seconds, secure=secure), verb)(message)
     except CollabCallError as error:
-        raise ConnectionError((str(error).splitlines() or ["no reason given"])[0][:WIDTH]) from None
+        kind = TimeoutError if error.cause_type == TimeoutError.__name__ else ConnectionError
+        raise kind((str(error).splitlines() or ["no reason given"])[0][:WIDTH]) from None
     if not isinstance(answer, bytes):
         raise ConnectionError(f"expected bytes, found {type(answer).__name__}")
     return answer

@@ -16,7 +16,7 @@ from peertune.errors import PayloadError
 
 FACTS = -1  # the number of a call that nobody makes: its answer describes the agent
 LONGEST = 20.0  # seconds that one question waits at a site; a call may take hours
-TRANSIT = 300.0  # seconds that question and answer may be on their way, over a slow link
+TRANSIT = (30.0, 60.0, 120.0, 240.0)  # seconds that question and answer may be on their way, attempt after attempt
 PAUSES = (0.2, 5.0)  # seconds between attempts, the first and the longest
 LARGEST = 1 << 32  # bytes of one message
 
@@ -78,29 +78,39 @@ class Drained(msgspec.Struct, tag=True):
 Question = Submit | Get | Drain | Clear
 Answer = Accepted | Pending | Drained | Started | Refused | Value | Withheld
 VERBS: dict[str, type[Question]] = {"submit": Submit, "get": Get, "drain": Drain, "clear": Clear}
-Line = Callable[[str, bytes, float], bytes]  # (verb, question, seconds) -> answer; raises `ConnectionError`
+# (verb, question, seconds) -> answer; raises `TimeoutError` after so many seconds, `ConnectionError` if there is no way
+Line = Callable[[str, bytes, float], bytes]
 
 
 def ask(line: Line, question: Question, patience: float) -> Answer:
-    """The answer to one question, repeated until it is there. Raises `ConnectionError` when the line has failed for
-    `patience` seconds, `PayloadError` for bytes that are no answer.
+    """The answer to one question, repeated until it is there.
+
+    Raises `ConnectionError` if there is no way for `patience` seconds, `PayloadError` for bytes that are no answer.
     """
     raw = msgspec.msgpack.encode(question)
     verb = type(question).__name__.lower()
-    end, pause = 0.0, PAUSES[0]
+    while True:
+        answer: Answer = read(_carried(line, verb, raw, patience), Answer)
+        if not isinstance(answer, Pending):
+            return answer
+
+
+def _carried(line: Line, verb: str, raw: bytes, patience: float) -> bytes:
+    """One answer; a line that is slow gets more time, one that is cut is tried again."""
+    transits, pause, end = list(TRANSIT), PAUSES[0], 0.0
     while True:
         try:
-            answer: Answer = read(line(verb, raw, LONGEST + TRANSIT), Answer)
+            return line(verb, raw, LONGEST + transits[0])
+        except TimeoutError as error:
+            if len(transits) == 1:
+                raise ConnectionError(str(error)) from None
+            del transits[0]
         except ConnectionError:
             end = end or time.monotonic() + patience
             if time.monotonic() + pause > end:
                 raise
             time.sleep(pause)
             pause = min(2 * pause, PAUSES[1])
-            continue
-        if not isinstance(answer, Pending):
-            return answer
-        end, pause = 0.0, PAUSES[0]
 
 
 def read(raw: bytes, kind: Any) -> Any:
