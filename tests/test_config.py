@@ -29,7 +29,7 @@ method: knexa
 """
 ALL_KEYS = ", ".join(Config.model_fields)
 ALL_METHODS = ", ".join(METHODS)
-TEXT_METHODS = ", ".join(name for name in METHODS if name in ("knexa", "kd", "central_text"))
+TEXT_METHODS = ", ".join(name for name in METHODS if name in ("knexa", "kd", "fedmkt", "central_text"))
 
 
 def read(tmp_path: Path, text: str, *overrides: str) -> Config:

@@ -57,6 +57,7 @@ MOST: dict[str, dict[str, Any]] = {
     "paper": PAPER,
     "offered": {**PAPER, "protocols": ["text", "logits", "adapter"]},
     "mutual": {"type": "fedmkt", "setting": "homogeneous", "top_k": 8, "mass": 0.9},
+    "kd_aligned": {"type": "kd", "vocabularies": "aligned", "server_model": True},
     "from_server": {"type": "fedmkt", "setting": "llm2slm", "mode": "weighted", "precision": "int8", "problems": 3},
     "central": {"type": "central_text", "tested": False, "server_model": True},
 }

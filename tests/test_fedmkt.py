@@ -210,7 +210,7 @@ def agent(source: str, folder: Path, name: str, train: Sequence[tuple[str, str]]
     data = AgentData(examples(train), examples(OTHER[:3]), examples(FACTS), [], examples(FACTS), Sums())
     training = TrainingSettings(1e-2, batch_size=4, warmup_steps=0, max_length=64)
     release = Release(assessed="agents", metrics="coordinator").model_dump()
-    settings = AgentSettings(name, 0, folder / name, training, 4, codebleu=False, release=release)
+    settings = AgentSettings(name, 0, folder / name, training, 4, codebleu=False, release=release, guard={})
     return Agent(settings, lm, data, AgentRecord(static=(0.0,) * 8, histogram=(1.0, *[0.0] * 11)))
 
 
@@ -345,11 +345,19 @@ def test_several_teach_in_proportion(make_group: Make) -> None:
     heard, problems = server._teachers.take(), server._teachers.read(examples(FACTS))
     own = server._teachers.assess(problems, 8)
     items, tally = lesson(own, heard, problems, Teaching(0.1, 1, mode="weighted"))
-    assert tally.taught[1] == 4 and tally.taught[2] == 0  # equal: counted for the first
+    assert tally.taught[1] == tally.taught[2] == 4
     for item in items:
         assert item.teacher.weights is not None and item.places is not None
         sums = np.bincount(item.places.numpy(), weights=item.teacher.weights.numpy())
         assert sums.max() == pytest.approx(1) and sums[0] == pytest.approx(1)
+
+
+def test_all_teach_alike_beside_own_data(make_group: Make) -> None:
+    """KD across tokenizers: whoever knows a problem teaches it, well or not, and no answer is learnt as such."""
+    group = make_group(mode="mean", beside="own")
+    assert group.taught(SERVER)[0]["taught"] == {"a0": 4, "a1": 4} and group.taught("a0")[0]["taught"] == {SERVER: 4}
+    assert group.cast[SERVER]._record.cursor == 0 and group.cast["a0"]._record.cursor == 8  # two batches of its own
+    assert not group.failures()
 
 
 def test_a_fresh_optimiser_forgets_and_a_kept_one_does_not(models: dict[str, str], tmp_path: Path) -> None:
@@ -362,6 +370,32 @@ def test_a_fresh_optimiser_forgets_and_a_kept_one_does_not(models: dict[str, str
     assert state["steps"] == 0 and not any(t.any() for name, t in state.items() if name.startswith("exp_avg"))
     one.fit(1)
     assert one._learner.trainer.state()["steps"] == 1
+
+
+def test_kd_across_tokenizers(models: dict[str, str], tmp_path: Path) -> None:
+    method = {"type": "kd", "vocabularies": "aligned", "server_model": True, "top_k": 8}
+    made = config(models, method=method, rounds=1)
+    ledger = run(tmp_path / "run", made)
+    taught = {body["learner"]: body["taught"] for body in bodies(ledger, "teachers", "kd")}
+    assert taught == {SERVER: {"a0": 6, "a1": 6}, "a0": {SERVER: 6}, "a1": {SERVER: 6}}
+    kinds = {body["payload"] for body in bodies(ledger, "transfer", "kd") if body["destination"] == COORDINATOR}
+    assert kinds == {"tally", "scores", "receipt"} and not bodies(ledger, "failure")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"server_model": False}, "goes through a server's model; set `server_model: true`"),
+        ({"rollback": 0.1}, "`rollback` is of a consensus in one vocabulary"),
+        ({"precision": "fp32"}, "sends the `top_k` most probable tokens in fp16 or int8"),
+    ],
+)
+def test_what_has_no_meaning_across_tokenizers_is_refused(
+    models: dict[str, str], changes: dict[str, Any], expected: str
+) -> None:
+    method = {"type": "kd", "vocabularies": "aligned", "server_model": True}
+    with pytest.raises(ValueError, match=expected):
+        config(models, method=method | changes)
 
 
 # Bad input

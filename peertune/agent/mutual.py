@@ -17,8 +17,10 @@ from peertune.divergences import absolute, jensen_shannon
 from peertune.errors import PayloadError
 from peertune.lm.batches import batches
 from peertune.lm.teach import Taught, TaughtRow
+from peertune.lm.train import Groups
 from peertune.losses import Loss
 from peertune.payloads import Alignment, Assessed, Bits, Lexicon, Picks, Tally, Teaching
+from peertune.profiles import AgentRecord
 
 PRECISIONS: dict[int, Bits] = {16: "fp16", 8: "int8"}
 
@@ -59,12 +61,12 @@ class MutualVerbs(AgentCore):
 
     @verb
     def study(self, which: Picks, how: Teaching) -> Tally:
-        """(1 - w) * cross-entropy of the answers + w * divergence from whoever was heard and loses less than the agent
-        does, where somebody does; mixed in every step.
+        """(1 - w) * cross-entropy of the answers, or of own data, + w * divergence from those who were heard and are
+        chosen, where there is somebody; mixed in every step.
         """
         sources, problems = self._teachers.take(), self._problems(which)
         items, tally = lesson(self._teachers.assess(problems, how.top_k), sources, problems, how)
-        if how.kd_weight == 1:
+        if how.kd_weight == 1 or how.beside == "own":
             items = [item for item in items if len(item.teacher.logp)]
         if items:
             with self._undone_if_failing():
@@ -88,9 +90,16 @@ class MutualVerbs(AgentCore):
         """The mean loss of the steps."""
         size, losses = min(self._settings.training.batch_size, len(items)), []
         for batch in islice(batches(items, size, self._learner.seed("study", self._record.steps)), how.steps):
-            taught = Taught(batch, how.kd_weight, _loss(how), 1 - how.kd_weight)
-            losses.append(self._learner.step([], self._record, taught))
+            losses.append(self._learner.step(*self._mixed(batch, how)))
         return float(np.mean(losses))
+
+    def _mixed(self, batch: list[TaughtRow], how: Teaching) -> tuple[Groups, AgentRecord, Taught]:
+        """What a step is made of; without own data nothing stands beside it."""
+        if how.beside == "answers":
+            return [], self._record, Taught(batch, how.kd_weight, _loss(how), 1 - how.kd_weight)
+        weight = how.kd_weight if self._train else 1.0
+        own = self._learner.own_batch(self._train, self._record) if weight < 1 else []
+        return [(own, 1 - weight)] if own else [], self._record, Taught(batch, weight, _loss(how))
 
 
 def _loss(how: Teaching) -> Loss:

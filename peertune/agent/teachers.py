@@ -170,16 +170,14 @@ def lesson(
     """Each problem with its teachers, if it has any, and how many each source teaches."""
     numbers, sources = sorted(heard), [heard[number] for number in sorted(heard)]
     losses = np.array([source.loss for source in sources]).reshape(len(sources), len(problems.rows))
-    best = least_loss(own.loss, losses)
-    chosen = np.arange(len(sources))[:, None] == best
+    weights = _weights(own.loss, losses, how.mode)
     tally = Tally(
         len(problems.rows),
-        dict(zip(numbers, chosen.sum(axis=1).tolist(), strict=True)),
+        dict(zip(numbers, (weights > 0).sum(axis=1).tolist(), strict=True)),
         {number: source.refused for number, source in zip(numbers, sources, strict=True)},
     )
-    weights = shares(own.loss, losses) if how.mode == "weighted" else chosen.astype(np.float64)
     if how.on_no_teacher == "self":
-        sources, weights = [*sources, _oneself(own, problems)], np.vstack([weights, best < 0])
+        sources, weights = [*sources, _oneself(own, problems)], np.vstack([weights, ~weights.any(axis=0)])
     first = np.cumsum(problems.positions.lengths) - problems.positions.lengths
     ranked = how.loss == "uld"
     items = []
@@ -187,6 +185,17 @@ def lesson(
         parts = [(*source.of(at, ranked), float(weights[n, at])) for n, source in enumerate(sources) if weights[n, at]]
         items.append(_taught(row, parts, int(first[at])))
     return items, tally
+
+
+def _weights(own: np.ndarray, losses: np.ndarray, mode: str) -> np.ndarray:
+    """By how much each source teaches each problem, [K, P]; columns sum to 1, or to 0 where nobody does."""
+    match mode:
+        case "weighted":
+            return shares(own, losses)
+        case "mean":
+            known = np.isfinite(losses)
+            return known / np.maximum(known.sum(axis=0), 1)
+    return (np.arange(len(losses))[:, None] == least_loss(own, losses)).astype(np.float64)
 
 
 def _oneself(own: Assessment, problems: Problems) -> Source:

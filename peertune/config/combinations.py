@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from peertune.aggregate import AGGREGATORS
-from peertune.config.mutual import check_mutual
+from peertune.config.mutual import check_aligned, check_mutual
 from peertune.config.splitting import check_split
 from peertune.matchmakers import Pairwise, Router
 from peertune.methods.fedavg import MIXED
@@ -132,7 +132,8 @@ def _exchange(config: "Config", name: str, method: "MethodConfig") -> None:
 def _shared_logits(config: "Config", name: str, method: "MethodConfig") -> None:
     if not config.task.transfer:
         raise ValueError(f"{name}: kd needs public problems that all agents hold; set `task.transfer`")
-    _released(config, f"{name} (kd)", {"logits": "coordinator"})
+    aligned = method.vocabularies == "aligned"
+    _released(config, f"{name} (kd)", check_aligned(config, name, method) if aligned else {"logits": "coordinator"})
 
 
 def _pairing(config: "Config", name: str, method: "MethodConfig") -> None:

@@ -6,6 +6,25 @@ if TYPE_CHECKING:
     from peertune.config.schema import Config, MethodConfig
 
 
+def check_aligned(config: "Config", name: str, method: "MethodConfig") -> dict[str, str]:
+    """As `check_mutual`, of `kd` with `vocabularies: aligned`."""
+    if config.task.type == "intent" and config.task.output == "classes":
+        raise ValueError(f"{name}: `vocabularies: aligned` is of texts, and here models choose a class; remove it")
+    if not method.server_model:
+        raise ValueError(
+            f"{name}: `vocabularies: aligned` goes through a server's model; set `server_model: true`, and a `server`"
+        )
+    fields = type(method).model_fields
+    for key in ("weighting", "least_confidence", "greatest_entropy", "sharpening", "rollback"):
+        if getattr(method, key) != fields[key].default:
+            raise ValueError(
+                f"{name}: `{key}` is of a consensus in one vocabulary; remove it, or `vocabularies: aligned`"
+            )
+    if method.precision == "fp32" or method.top_k < 1:
+        raise ValueError(f"{name}: `vocabularies: aligned` sends the `top_k` most probable tokens in fp16 or int8")
+    return {"assessed": "agents", "lexicon": "agents", "tally": "coordinator"}
+
+
 def check_mutual(config: "Config", name: str, method: "MethodConfig") -> dict[str, str]:
     """Raise `ValueError` naming what `fedmkt` lacks or would ignore. Returns what agents must release, and to whom."""
     if not config.task.transfer:

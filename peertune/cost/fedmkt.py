@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from peertune.align import Vocabulary
 from peertune.cost.estimate import Estimate, Round
 from peertune.cost.fedavg import fedavg
-from peertune.cost.kd import WIDE
 from peertune.cost.parties import Party, Position, World
-from peertune.cost.wire import Shapes, arrays
+from peertune.cost.wire import Shapes, arrays, code
 from peertune.ledger import SERVER
 from peertune.lm.batches import batches
 from peertune.lm.encode import Row
@@ -17,6 +18,7 @@ from peertune.methods import FedAvg, FedMKT
 from peertune.methods.base import drawn
 from peertune.methods.fedmkt import AVERAGING, BITS
 from peertune.payloads import Assessed, Lexicon, Picks, Tally, encode
+from peertune.payloads.logits import id_type
 
 _CODES, _FLOATS = (("codes.zst", "U8"), ("top.zst", "F32"), ("step.zst", "F32")), (("logp.zst", "F16"),)
 
@@ -92,7 +94,7 @@ def _tell(one: Round, method: FedMKT, which: Picks, link: tuple[Party, Party], r
 def shapes(width: int, rows: Sequence[Row], k: int, precision: str, ragged: bool) -> Shapes:
     """The arrays of `Assessed` as if nothing could be compressed; `ragged`: not all positions have as many entries."""
     positions = (sum(row.loss_tokens for row in rows),)
-    entries, ids = (min(k, width) * positions[0],), "U16" if width <= WIDE else "I32"
+    entries, ids = (min(k, width) * positions[0],), code(np.dtype(id_type(width)))
     values = {name: (dtype, positions) for name, dtype in (_CODES if precision == "int8" else _FLOATS)}
     first = next(iter(values))
     problems = {name: (dtype, (len(rows),)) for name, dtype in (("lengths", "I32"), ("nats", "F32"), ("texts", "I32"))}
@@ -114,12 +116,14 @@ def _study(one: Round, method: FedMKT, which: Picks, party: Party, work: tuple[S
     most = {0: len(rows)} if sources == 1 and party.name != SERVER else dict.fromkeys(range(1, sources + 1), len(rows))
     one.answer(party.name, Tally(len(rows), most, most))
     one.compute(party, party.score(rows))
-    heads = (sources if method.mode == "weighted" else 1) + (method.kd_weight < 1)
+    mixed = method.kd_weight < 1
+    heads = (1 if method.mode == "hard" else sources) + (mixed and method.beside == "answers")
     size = min(party.training.batch_size, len(rows))
     drawn_rows = batches(rows, size, derived(party.seed, party.name, "study", position.steps))
     for _ in range(budget):
-        passes: list[Pass] = [each._replace(heads=each.heads * heads) for each in party.step(next(drawn_rows))]
-        one.compute(party, passes)
+        own = party.draw(party.train, position) if mixed and method.beside == "own" and party.train else []
+        taught: list[Pass] = [each._replace(heads=each.heads * heads) for each in party.step(next(drawn_rows))]
+        one.compute(party, [*(party.step(own) if own else []), *taught])
     position.steps += budget
 
 

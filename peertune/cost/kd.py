@@ -1,9 +1,11 @@
 """KD-FedLLM: logits of public problems up, the consensus down."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 
 from peertune.cost.estimate import Estimate, Round
+from peertune.cost.fedmkt import fedmkt
 from peertune.cost.formulas import logit_bytes, sparse_logit_bytes
 from peertune.cost.parties import Party, Position, World
 from peertune.cost.wire import Shapes, arrays
@@ -26,8 +28,11 @@ def kd(world: World, method: KD) -> Estimate:
 
     The k most probable of V tokens: N (k (q + q_id) + q); all of C classes: N C q. q: bytes of a number; those of 8
     bits have 8 bytes a position more. FLOPs: as `local` for the local steps; a forward pass over the P problems; s
-    steps on own rows and public rows. One round trip. With `server_model` the server learns, then answers.
+    steps on own rows and public rows. One round trip. With `server_model` the server learns, then answers. Across
+    tokenizers: as `fedmkt`.
     """
+    if method.vocabularies == "aligned":
+        return replace(fedmkt(world, method.mutual), method="kd")
     budget, positions = method.run.budget, world.positions()
     rounds = [Round(trips=1) for _ in range(method.run.rounds)]
     students = world.parties if method.server_model else world.agents

@@ -32,9 +32,10 @@ class FedMKT(Method):
     beside the answers themselves; 0.1 is the paper's lambda of 0.9 on the answers. `temperature` of the softmax.
 
     `problems`: public problems a round (all by default), drawn anew. `top_k`: tokens of a position that are sent;
-    `mass`: no more than have this probability together; `precision` of a number. `mode`: one teacher a problem, or all
-    that do better than the learner, in proportion to exp(-loss). `on_no_teacher`: where nobody does, learn the answers
-    alone, or one's own view beside them. `loss`: kl; uld, of sorted probabilities; gjsd, generalised JSD with `beta`.
+    `mass`: no more than have this probability together; `precision` of a number. `mode`: one teacher a problem; all
+    that do better than the learner, in proportion to exp(-loss); or all alike (mean). `on_no_teacher`: where nobody
+    does better, learn the answer alone, or one's own view beside it. `loss`: kl; uld, of sorted probabilities; gjsd,
+    generalised JSD with `beta`. `beside`: what stands beside what others expect, the answers or own data.
 
     `rule`, `tie`, `merge`: how tokens of another vocabulary become one's own. `optimizer`: keeps what it knows, or is
     fresh in every phase, as in the paper.
@@ -48,7 +49,7 @@ class FedMKT(Method):
     top_k: Annotated[int, Gt(0)] = 64
     mass: Annotated[float, Gt(0), Le(1)] = 1.0
     precision: Literal["fp16", "int8"] = "fp16"
-    mode: Literal["hard", "weighted"] = "hard"
+    mode: Literal["hard", "weighted", "mean"] = "hard"
     on_no_teacher: Literal["skip", "self"] = "skip"
     loss: Literal["kl", "uld", "gjsd"] = "kl"
     beta: Annotated[float, Gt(0), Lt(1)] = 0.5
@@ -56,6 +57,7 @@ class FedMKT(Method):
     tie: Literal["lex", "id"] = "lex"
     merge: Literal["sum", "first"] = "sum"
     optimizer: Literal["kept", "fresh"] = "kept"
+    beside: Literal["answers", "own"] = "answers"
 
     def check(self, agents: Sequence[Mapping[str, Any]]) -> None:
         if not self.run.transfer:
@@ -127,6 +129,7 @@ class FedMKT(Method):
             loss=self.loss,
             beta=self.beta,
             top_k=self.top_k,
+            beside=self.beside,
         )
 
     def _phase(self, party: AgentHandle) -> AgentHandle:

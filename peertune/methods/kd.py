@@ -19,6 +19,7 @@ from peertune.errors import MethodError
 from peertune.federation import NEVER, NO_SERVER, AgentHandle, Federation, Ref
 from peertune.knowledge import Knowledge
 from peertune.methods.base import Method, Run, State, drawn
+from peertune.methods.fedmkt import FedMKT
 from peertune.payloads import Distillation, Logits, Picks, Precision
 
 BITS: dict[Precision, int] = {"fp32": 32, "fp16": 16, "int8": 8}
@@ -37,7 +38,8 @@ class KD(Method):
 
     Students: `kd_weight` of the logits beside own data; `temperature` of the softmax; `rollback`, an agent goes back if
     its private validation loss rose by more than this (nats a token). `server_model`: the server learns first.
-    `vocabularies`: all agents must have one, or those of each learn from each other (who has none beside learns alone).
+    `vocabularies`: all agents must have one; or those of each learn from each other (who has none beside learns alone);
+    or they are aligned: the server's model hears every client, learns their mean and teaches it, as in FedMKT.
     """
 
     run: Run
@@ -53,21 +55,25 @@ class KD(Method):
     temperature: Annotated[float, Gt(0), Le(1000)] = 1.0
     rollback: Annotated[float, Ge(0)] | None = None
     server_model: bool = False
-    vocabularies: Literal["one", "groups"] = "one"
+    vocabularies: Literal["one", "groups", "aligned"] = "one"
 
     def check(self, agents: Sequence[Mapping[str, Any]]) -> None:
         if not self.run.transfer:
             raise MethodError("kd needs public problems that all agents hold; set `transfer` of the task")
         if self.server_model and self.run.server is None:
             raise MethodError(NO_SERVER)
+        if self.vocabularies == "aligned":
+            if not self.server_model:
+                raise MethodError("kd across tokenizers goes through a server's model; set `server_model: true`")
+            return
         learners = [*agents, *([self.run.server] if self.server_model and self.run.server else [])]
         for facts in learners[1:]:
             if self._is_one() and facts["vocabulary"] != learners[0]["vocabulary"]:
                 raise MethodError(
                     f"kd needs models that choose from the same tokens; {facts['name']} ({facts['model']}) has another "
-                    f"tokenizer than {learners[0]['name']} ({learners[0]['model']}). Logits of different tokenizers "
-                    "need aligned vocabularies, which is not there yet: use models of one tokenizer, a task of "
-                    "classes, `vocabularies: groups`, or `method: knexa`, which shares text"
+                    f"tokenizer than {learners[0]['name']} ({learners[0]['model']}). Use models of one tokenizer, a "
+                    "task of classes, `vocabularies: groups`, `vocabularies: aligned` with a server's model, or "
+                    "`method: knexa`, which shares text"
                 )
 
     @property
@@ -75,9 +81,11 @@ class KD(Method):
         return self.server_model
 
     def init(self, fed: Federation) -> State:
-        return {}
+        return self.mutual.init(fed) if self.vocabularies == "aligned" else {}
 
     def round(self, state: State, fed: Federation, t: int) -> State:
+        if self.vocabularies == "aligned":
+            return self.mutual.round(state, fed, t)
         which = drawn(self.run, self.problems, t)
         for agent in fed.agents:
             agent.fit(self.run.budget.local_steps)
@@ -91,6 +99,21 @@ class KD(Method):
                 for name in group:
                     fed[name].distil(which, teacher, self._lesson(self.kd_weight))
         return state
+
+    @property
+    def mutual(self) -> FedMKT:
+        """The same across tokenizers: everybody teaches the server alike, and nobody learns the answers themselves."""
+        return FedMKT(
+            run=self.run,
+            kd_weight=self.kd_weight,
+            temperature=self.temperature,
+            problems=self.problems,
+            top_k=self.top_k,
+            mass=self.mass,
+            precision="int8" if self.precision == "int8" else "fp16",
+            mode="mean",
+            beside="own",
+        )
 
     def _is_one(self) -> bool:
         return self.vocabularies == "one" or self.server_model

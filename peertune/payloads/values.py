@@ -57,20 +57,22 @@ class Alignment(Payload, frozen=True):
 
 
 class Teaching(Payload, frozen=True):
-    """How to learn public problems, and what others expect at their answers: the `kd_weight` of that beside the answers
-    themselves, optimiser steps, the softmax temperature, who teaches a problem (`mode`) and what is done where nobody
-    does better than oneself, and the loss. `beta`: of the generalised JSD; `top_k`: of what one teaches oneself.
+    """How to learn what others expect at the answers of public problems: the `kd_weight` of that `beside` the answers
+    themselves, or own data, optimiser steps, the softmax temperature, who teaches a problem (`mode`) and what is done
+    where nobody does better than oneself, and the loss. `beta`: of the generalised JSD; `top_k`: of what one teaches
+    oneself.
     """
 
     kind: ClassVar[str] = "teaching"
     kd_weight: Annotated[float, Meta(ge=0, le=1)]
     steps: Annotated[int, Meta(ge=1, le=1 << 20)]
     temperature: Annotated[float, Meta(gt=0, le=1000)] = 1.0
-    mode: Literal["hard", "weighted"] = "hard"
+    mode: Literal["hard", "weighted", "mean"] = "hard"
     on_no_teacher: Literal["skip", "self"] = "skip"
     loss: Literal["kl", "uld", "gjsd"] = "kl"
     beta: Annotated[float, Meta(gt=0, lt=1)] = 0.5
     top_k: Annotated[int, Meta(ge=1, le=1 << 20)] = 64
+    beside: Literal["answers", "own"] = "answers"
 
 
 _Count = Annotated[int, Meta(ge=0, le=1 << 16)]
@@ -78,8 +80,8 @@ _BySource = Annotated[dict[_Count, _Count], Meta(max_length=1 << 12)]
 
 
 class Tally(Payload, frozen=True):
-    """Of so many public problems, how many each source taught, by the number it was heard under, and how many each
-    was not believed about. A problem that several taught counts for the one that did best.
+    """Of so many public problems, how many each source taught, alone or with others, by the number it was heard under,
+    and how many each was not believed about.
     """
 
     kind: ClassVar[str] = "tally"
