@@ -94,12 +94,12 @@ RULES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     ),
     (
         "what clients know is numbers, and combined without a model",
-        ("knowledge", "ensemble"),
+        ("knowledge", "ensemble", "assessment"),
         ("payloads", "ledger", "federation", "config", "tasks", "lm", "losses", "engines", "methods", *TOP, *HEAVY),
     ),
     (
         "a loss knows tensors",
-        ("losses",),
+        ("losses", "divergences"),
         ("payloads", "knowledge", "ledger", "federation", "config", "tasks", "lm", "engines", "methods", *TOP),
     ),
     (
@@ -135,7 +135,11 @@ RULES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
         ("methods",),
         ("lm", "engines", "tasks", "ledger", "checkpoint", "config", *TOP, *HEAVY),
     ),
-    ("the federation knows no method and no agent", ("federation",), ("methods", "matchmakers", "lm", *TOP, *HEAVY)),
+    (
+        "the federation knows no method and no agent",
+        ("federation", "mutual"),
+        ("methods", "matchmakers", "lm", *TOP, *HEAVY),
+    ),
     ("an engine knows no method", ("engines",), ("methods", "matchmakers", "federation", "lm", "tasks", *TOP)),
     (
         "an agent does not know which method is running",
@@ -189,7 +193,7 @@ def test_imports_point_one_way(rooms: tuple[str, ...], forbidden: tuple[str, ...
 LIGHT = (
     *("errors", "payloads", "ledger", "checkpoint", "profiles", "matchmakers", "aggregate", "methods", "federation"),
     *("partition", "evaluate", "config", "tasks", "report", "studies", "cli", "listing", "doctor", "terminal"),
-    *("runs", "machine", "knowledge", "ensemble"),
+    *("runs", "machine", "knowledge", "ensemble", "assessment", "mutual"),
     *("codecs", "guard", "align", "aligning"),
 )
 
