@@ -345,7 +345,7 @@ def test_half_of_the_agents_take_part(make: Make, rule: str) -> None:
     assert not of_kind(group.deploy(), "failure")
     found = [group.delta(name) for name in group.facts]
     assert max(distance(each, found[0]) for each in found) < 1e-6
-    assert group.method._chosen([], 1) == []
+    assert group.method.chosen([], 1) == []
     again = make(ranks=(4,) * 4, method=method)
     assert [of_kind(again.round(t), "aggregation")[0]["agents"] for t in range(1, 5)] == chosen
 
