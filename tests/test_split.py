@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from peertune.codecs import Codec, bytes_of, decode_array, encode_array
 from peertune.errors import MethodError, PayloadError
 from peertune.lm.calibrate import costs_of, flop_counter
-from peertune.lm.cut import Cut, Parts, layers_of
+from peertune.lm.cut import ENCODERS, Cut, Parts, layers_of
 from peertune.lm.encode import Row
 from peertune.lm.model import LanguageModel
 from peertune.lm.ragged import Sample, buckets, completion, flat_reads, pack, unpack
@@ -39,9 +39,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": GPT2 | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "gpt_neox": FULL,
     "bloom": {"hidden_size": WIDTH, "n_layer": LAYERS, "n_head": 2, "hidden_dropout": 0.0, "attention_dropout": 0.0},
-    "bert": FULL | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    **dict.fromkeys(ENCODERS, FULL | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}),
 }
-CAUSAL = [family for family in FAMILIES if family != "bert"]
+CAUSAL = [family for family in FAMILIES if family not in ENCODERS]
 U_SHAPES = [Cut(first, last) for first in range(1, LAYERS) for last in range(first + 1, LAYERS + 1)]
 PLAIN = [Cut(first, plain=True) for first in range(1, LAYERS)]
 SETTINGS = TrainingSettings(learning_rate=1e-2, clip_norm=1e9, warmup_steps=1)
@@ -248,7 +248,7 @@ def test_each_side_changes_its_own_parameters_only() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_names_alone_tell_what_a_client_has(family: str) -> None:
     """So the coordinator, which has no model, knows what to send to whom."""
-    lm = model(family, labels=family in ("bert", "gpt2"))
+    lm = model(family, labels=family in (*ENCODERS, "gpt2"))
     for cut in [*U_SHAPES, *PLAIN]:
         owned = Parts(lm, "client", cut).owned(client=True)
         assert set(of_client(lm.trainable("client"), cut.first, cut.last, cut.plain)) == set(owned)

@@ -27,7 +27,7 @@ from peertune.errors import AgentError, ConfigError, MethodError
 from peertune.export import export_adapter
 from peertune.ledger import COORDINATOR, SERVER, Ledger
 from peertune.lm.calibrate import costs_of
-from peertune.lm.cut import _FAMILIES, Cut, Parts
+from peertune.lm.cut import _FAMILIES, ENCODERS, Cut, Parts
 from peertune.lm.encode import Row
 from peertune.lm.flops import Costs, Pass
 from peertune.lm.model import LanguageModel
@@ -134,9 +134,11 @@ def test_one_client_and_its_server_are_one_model_that_is_trained_alone(
         assert difference(adapter_of(tmp_path / "run", arm, "a0"), expected) == 0.0
 
 
-def test_one_classifier_and_its_server_are_one_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_one_classifier_and_its_server_are_one_model(tmp_path: Path, family: str) -> None:
     """To the rounding of sums that a padded batch takes in another order."""
-    model = str(make_tiny_encoder(tmp_path / "bert", "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = str(make_tiny_encoder(tmp_path / family, family, **still))
     paths = {"path": messages(tmp_path / "train.csv", 40), "test_path": messages(tmp_path / "test.csv", 4)}
     task = {"type": "intent", **paths, "validation": 24, "transfer": 0, "probe": 0, "partition": "iid"}
     budget = {"warm_start_steps": 0, "local_steps": 1, "exchange_steps": 2}
@@ -571,13 +573,13 @@ def test_agents_that_do_not_fit(fields: dict[str, Any], agent: dict[str, Any], m
 
 def test_a_model_that_cannot_be_cut_and_a_codec_that_cannot_be() -> None:
     odd = facts(SERVER, layers=0, family="opt")
-    with pytest.raises(MethodError, match="x is a opt model, which cannot be cut; expected one of bert, bloom, gpt2"):
+    with pytest.raises(MethodError, match="x is a opt model, which cannot be cut; expected one of bloom, gpt2"):
         Split(run=Run(1, 0, Budget(1, 1), (), server=odd)).check([facts("a0", layers=0, family="opt")])
     with pytest.raises(ConfigError, match="keep is 1 or more"):
         Split(run=Run(1, 0, Budget(1, 1), (), server=facts(SERVER)), codec="topk").check([facts("a0")])
     with pytest.raises(MethodError, match="split needs a server"):
         Split(run=Run(1, 0, Budget(1, 1), ())).check([facts("a0")])
-    assert set(FAMILIES) == set(_FAMILIES)
+    assert set(FAMILIES) == set(_FAMILIES) and FAMILIES[-len(ENCODERS) :] == ENCODERS
 
 
 @pytest.mark.parametrize(

@@ -53,13 +53,14 @@ class _Family:
     below: Mapping[str, type[nn.Module]]
 
 
+ENCODERS = ("bert", "roberta", "xlm-roberta")  # cut as classifiers alone
 _LLAMA = _Family("layers", "norm", {"embed_tokens": nn.Identity})
 _FAMILIES = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
     "gpt2": _Family("h", "ln_f", {"wte": nn.Identity, "wpe": _Nothing, "drop": nn.Identity}),
     "gpt_neox": _Family("layers", "final_layer_norm", {"embed_in": nn.Identity, "emb_dropout": nn.Identity}),
     "bloom": _Family("h", "ln_f", {"word_embeddings": nn.Identity, "word_embeddings_layernorm": nn.Identity}),
-    "bert": _Family("encoder.layer", "pooler", {"embeddings": _Given}),
+    **dict.fromkeys(ENCODERS, _Family("encoder.layer", "pooler", {"embeddings": _Given})),
 }
 
 
@@ -84,7 +85,7 @@ class Parts:
         self._lower = _twin_of(base.base_model, family, 0, first)
         self._middle = _twin_of(base.base_model, family, first, last)
         self._upper = _twin_of(base.base_model, family, last, self.layers) if last < self.layers else None
-        self._causal = base.config.model_type != "bert"
+        self._causal = base.config.model_type not in ENCODERS
         self._pad: int | None = base.config.pad_token_id
         head = nn.ModuleList([self.readout] if self._upper is None else [self._upper, self.readout])
         modules = {"lower": self._lower, "middle": self._middle, "head": head}
@@ -133,11 +134,11 @@ def _hidden(part: Any, mask: Tensor, **inputs: Tensor) -> Tensor:
 def _family(base: Any, source: str) -> _Family:
     kind = base.config.model_type
     classifier = type(base).__name__.endswith("ForSequenceClassification")
-    if kind not in _FAMILIES or not (classifier or (kind != "bert" and base.get_output_embeddings() is not None)):
+    if kind not in _FAMILIES or not (classifier or (kind not in ENCODERS and base.get_output_embeddings() is not None)):
         raise MethodError(
             f"{source}: a {type(base).__name__} cannot be split; expected a language model or sequence classifier of "
-            f"{', '.join(sorted(_FAMILIES.keys() - {'bert'}))}, or a bert sequence classifier. Use another model or "
-            "method."
+            f"{', '.join(sorted(_FAMILIES.keys() - set(ENCODERS)))}, or a sequence classifier of "
+            f"{', '.join(ENCODERS)}. Use another model or method."
         )
     return _FAMILIES[kind]
 
@@ -171,13 +172,14 @@ def _check_cut(cut: Cut, layers: int, source: str) -> tuple[int, int]:
 
 def _readout(base: Any, family: _Family) -> nn.Module:
     """From hidden states [n, width] at the tokens that are read to logits."""
+    if base.config.model_type in ENCODERS:
+        one_token_rows = nn.Unflatten(0, (-1, 1))  # the head, or BERT's pooler, reads the first token of each row
+        if base.config.model_type == "bert":
+            return nn.Sequential(one_token_rows, base.bert.pooler, base.dropout, base.classifier)
+        return nn.Sequential(one_token_rows, base.classifier)
     after = base.base_model.get_submodule(family.after)
-    if not type(base).__name__.endswith("ForSequenceClassification"):
-        return nn.Sequential(after, base.get_output_embeddings())
-    if base.config.model_type != "bert":
-        return nn.Sequential(after, base.score)
-    one_token_rows = nn.Unflatten(0, (-1, 1))  # a pooler reads the first token of each row
-    return nn.Sequential(one_token_rows, after, base.dropout, base.classifier)
+    classifier = type(base).__name__.endswith("ForSequenceClassification")
+    return nn.Sequential(after, base.score if classifier else base.get_output_embeddings())
 
 
 def _twin_of(backbone: Any, family: _Family, start: int, stop: int) -> Any:

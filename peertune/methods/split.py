@@ -42,7 +42,8 @@ from peertune.payloads import Shares, SplitPlan, Weights
 
 Party = TypeVar("Party")
 RULE = "fedit"
-FAMILIES = ("bert", "bloom", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")  # bert: of classes alone
+ENCODERS = ("bert", "roberta", "xlm-roberta")  # of classes alone
+FAMILIES = ("bloom", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", *ENCODERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,8 +186,8 @@ class Split(Method):
 def uncut(model: str, family: str) -> MethodError:
     """That models of this architecture cannot be cut."""
     return MethodError(
-        f"split: {model} is a {family} model, which cannot be cut; expected one of {', '.join(FAMILIES)} (bert for "
-        "classes only). Use another model or method"
+        f"split: {model} is a {family} model, which cannot be cut; expected one of {', '.join(FAMILIES)} (the last "
+        f"{len(ENCODERS)} for classes only). Use another model or method"
     )
 
 
