@@ -6,6 +6,8 @@ way each, and steps of split learning with 200 KB a message. Targets: 60 ms, 60 
 
 import json
 import os
+import signal
+import socket
 import statistics
 import tempfile
 import time
@@ -24,8 +26,8 @@ from peertune.deploy.job import write_job
 from peertune.deploy.parts import FlareCoordinator, FlareSite
 from peertune.deploy.provision import provision
 from peertune.deploy.start import end_tree, launch
-from peertune.engines.base import Resident
 from peertune.engines.flare import FlareEngine
+from peertune.engines.resident import Resident
 from peertune.engines.site import Home
 from peertune.federation import Federation
 from peertune.payloads import Activations, Gradient, Payload, Weights
@@ -51,6 +53,9 @@ class Echo:
 
     def may_pull(self, kind: str, caller: str) -> bool:
         return True
+
+    def outgoing(self, payload: Payload) -> tuple[Payload, str]:
+        return payload, ""
 
     def take_metrics(self) -> list[tuple[str, float]]:
         return []
@@ -107,6 +112,7 @@ def timed(exchange: Callable[[], object], fed: Federation) -> float:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is stopped
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         result = folder / "result.json"
@@ -115,7 +121,7 @@ def main() -> None:
         agents = [{"name": name, "model": "bundled/gpt2"} for name in NAMES]
         task = {"type": "codelets", "partition": "iid"}
         config = Config.model_validate_json(json.dumps({"task": task, "agents": agents, "method": "local"}))
-        made = provision(config, "benchmark", ("localhost", 18443), folder / "kits")
+        made = provision(config, "benchmark", ("localhost", free_port()), folder / "kits")
         running = [launch(kit, folder / f"{name}.log") for name, kit in made.items() if name != "submitter"]
         try:
             hub = Hub(made["submitter"])
@@ -131,6 +137,12 @@ def main() -> None:
             for process in running:
                 end_tree(process.pid)
         show(json.loads(result.read_text()))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def show(found: dict[str, Any]) -> None:

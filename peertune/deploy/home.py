@@ -12,7 +12,7 @@ import msgspec
 
 from peertune.assemble import Spec, build_agents
 from peertune.config.schema import Config
-from peertune.engines.base import Resident
+from peertune.engines.resident import Resident
 from peertune.engines.site import Home
 from peertune.errors import ConfigError
 
