@@ -36,7 +36,9 @@ class Loopback:
 
     def kill(self, name: str) -> None:
         """kill -9 of all processes of one kit."""
-        end_tree(self._running.pop(name).pid)
+        process = self._running.pop(name)
+        end_tree(process.pid)
+        process.wait()
 
     def job_process(self, name: str) -> int:
         """The process of that kit's job, as soon as it is there."""

@@ -187,21 +187,43 @@ def test_a_line_that_fails_for_a_while_changes_nothing(village: Village) -> None
     assert not failures(fed.end_round())
 
 
-def test_a_slow_line_gets_more_time_and_not_for_ever() -> None:
+def test_a_slow_line_gets_more_time_as_long_as_the_site_lives() -> None:
     given: list[float] = []
+    needed = post.LONGEST + 100.0
 
     def slow(verb: str, raw: bytes, seconds: float) -> bytes:
+        if verb == "get":
+            return msgspec.msgpack.encode(post.Pending())
         given.append(seconds)
         if seconds < needed:
             raise TimeoutError("too slow")
         return msgspec.msgpack.encode(post.Accepted())
 
-    needed = post.LONGEST + 100.0
-    assert post.ask(slow, post.Clear(SESSION, 0), 1.0) == post.Accepted() and len(given) == 3
+    assert post.ask(slow, post.Clear(SESSION, 0), 0.0) == post.Accepted()
+    assert given == [post.LONGEST + transit for transit in post.TRANSIT[:3]]
+    given.clear()
     needed = 1e9
     with pytest.raises(ConnectionError, match="too slow"):
-        post.ask(slow, post.Clear(SESSION, 0), 1.0)
-    assert given[3:] == [post.LONGEST + transit for transit in post.TRANSIT]
+        post.ask(slow, post.Clear(SESSION, 0), 0.0)
+    assert given == [post.LONGEST + transit for transit in post.TRANSIT]
+
+
+def test_a_line_with_nobody_at_its_end_is_given_up_at_once() -> None:
+    asked: list[tuple[str, float]] = []
+
+    def dead(verb: str, raw: bytes, seconds: float) -> bytes:
+        asked.append((verb, seconds))
+        raise TimeoutError("nothing")
+
+    with pytest.raises(ConnectionError, match="nothing"):
+        post.ask(dead, post.Clear(SESSION, 0), 0.0)
+    assert asked == [("clear", post.LONGEST + post.TRANSIT[0]), ("get", post.BEAT)]
+
+
+def test_a_sign_of_life_is_for_everybody_and_says_nothing(village: Village) -> None:
+    sign = post.Get(SESSION, 0, Ref("", post.LIFE, ""), 0.0)
+    assert question(village, "a1", sign) == question(village, COORDINATOR, sign) == post.Pending()
+    assert post.alive(village.lines()["a0"], "another session")
 
 
 def test_a_site_out_of_reach_fails_its_own_calls_and_nobody_elses(village: Village) -> None:
@@ -219,6 +241,9 @@ def test_a_site_out_of_reach_fails_its_own_calls_and_nobody_elses(village: Villa
     assert list(found) == ["a1"]
     log = fed.end_round()
     assert failures(log) == [("a0", "profile", "a0 is out of reach: no route")] and log.lost == ["a0"]
+    with pytest.raises(AgentError, match=r"a0\.profile failed: a0 is still out of reach"):
+        fed.fetch(fed["a0"].profile())
+    assert fed.end_round().lost == ["a0"]
     cut.clear()
     assert isinstance(fed.fetch(fed["a0"].profile()), Profile)
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from peertune.engines.base import Argument, Barrier, Engine, Entry, Ref, fields_of
 from peertune.engines.local import Listener
-from peertune.engines.post import FACTS, Answer, Clear, Drain, Drained, Get, Line, Order, Question, Submit, ask
+from peertune.engines.post import FACTS, Answer, Clear, Drain, Drained, Get, Line, Order, Question, Submit, alive, ask
 from peertune.engines.worker import Refused, Started, Value, Withheld
 from peertune.errors import AgentError, ConfigError, PayloadError, PeertuneError
 
@@ -46,6 +46,7 @@ class FlareEngine(Engine):
     ) -> None:
         self._lines, self._session, self._patience, self._listener = lines, session, patience, listener
         self._pool = ThreadPoolExecutor(len(lines), thread_name_prefix="engine")
+        self._silent: set[str] = set()  # sites that were out of reach when last asked
         self._round = self._new_round(0)
         self.facts = [facts for each in self._everywhere(self._describe).values() for facts in each]
 
@@ -126,10 +127,15 @@ class FlareEngine(Engine):
         out_of_reach = self._round.unreachable
         if name in out_of_reach:
             return None
+        if name in self._silent and not alive(self._lines[name], self._session):
+            out_of_reach[name] = f"{name} is still out of reach"
+            return None
+        self._silent.discard(name)
         try:
             answer = ask(self._lines[name], question, self._patience)
         except (ConnectionError, PayloadError) as error:
             out_of_reach[name] = f"{name} is out of reach: {error}"
+            self._silent.add(name)
             return None
         if isinstance(answer, Refused):
             out_of_reach[name] = answer.message

@@ -14,9 +14,10 @@ from peertune.engines.base import Argument, Ref
 from peertune.engines.worker import Done, Refused, Started, Value, Withheld
 from peertune.errors import PayloadError
 
-FACTS = -1  # the number of a call that nobody makes: its answer describes the agent
+FACTS, LIFE = -1, -2  # numbers of calls that nobody makes: one answer describes the agent, the other is a sign of life
 LONGEST = 20.0  # seconds that one question waits at a site; a call may take hours
 TRANSIT = (30.0, 60.0, 120.0, 240.0)  # seconds that question and answer may be on their way, attempt after attempt
+BEAT = 15.0  # seconds that a sign of life may take
 PAUSES = (0.2, 5.0)  # seconds between attempts, the first and the longest
 LARGEST = 1 << 32  # bytes of one message
 
@@ -90,25 +91,34 @@ def ask(line: Line, question: Question, patience: float) -> Answer:
     raw = msgspec.msgpack.encode(question)
     verb = type(question).__name__.lower()
     while True:
-        answer: Answer = read(_carried(line, verb, raw, patience), Answer)
+        answer: Answer = read(_carried(line, question.session, (verb, raw), patience), Answer)
         if not isinstance(answer, Pending):
             return answer
 
 
-def _carried(line: Line, verb: str, raw: bytes, patience: float) -> bytes:
+def alive(line: Line, session: str) -> bool:
+    """Is there a site at the end of the line? It need not be able to do anything else."""
+    sign = msgspec.msgpack.encode(Get(session, 0, Ref("", LIFE, ""), 0.0))
+    try:
+        line("get", sign, BEAT)
+    except (TimeoutError, ConnectionError):
+        return False
+    return True
+
+
+def _carried(line: Line, session: str, question: tuple[str, bytes], patience: float) -> bytes:
     """One answer; a line that is slow gets more time, one that is cut is tried again."""
     transits, pause, end = list(TRANSIT), PAUSES[0], 0.0
     while True:
         try:
-            return line(verb, raw, LONGEST + transits[0])
-        except TimeoutError as error:
-            if len(transits) == 1:
-                raise ConnectionError(str(error)) from None
-            del transits[0]
-        except ConnectionError:
+            return line(*question, LONGEST + transits[0])
+        except (TimeoutError, ConnectionError) as error:
+            if isinstance(error, TimeoutError) and len(transits) > 1 and alive(line, session):
+                del transits[0]
+                continue
             end = end or time.monotonic() + patience
             if time.monotonic() + pause > end:
-                raise
+                raise ConnectionError(str(error)) from None
             time.sleep(pause)
             pause = min(2 * pause, PAUSES[1])
 
