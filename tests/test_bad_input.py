@@ -169,7 +169,7 @@ def test_models_that_are_damaged(peertune: Command, file: str, how: str, message
 def test_models_that_are_missing(peertune: Command) -> None:
     for model, message in (
         ("nowhere", f"[agents.0.model] model 'nowhere': expected a folder .* no such folder in {Path.cwd()}"),
-        ("bundled/llama", "no bundled model 'bundled/llama'; nearest: "),
+        ("bundled/mamba", "no bundled model 'bundled/mamba'; nearest: "),
     ):
         for verb in ("validate", "run"):
             said = peertune.refuses(verb, "own.yaml", "--set", f"agents.0.model={model}")
