@@ -1,11 +1,12 @@
 # make demo   six small language models learn from each other; ends with tables and a report (minutes, no GPU)
+# make deploy-demo   three organisations and a coordinator on this machine, processes killed on the way (5 minutes)
 # make test   the tests
 # make lint   ruff and pyright
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-short test lint clean
+.PHONY: demo demo-short deploy-demo test lint clean
 
 # make demo ARGS="--seed 1" passes options on to `peertune run`
 demo: $(VENV)/installed
@@ -13,6 +14,9 @@ demo: $(VENV)/installed
 
 demo-short: $(VENV)/installed
 	$(BIN)/peertune run demo --set rounds=1 --set task.test=48 --set budget.warm_start_steps=20 $(ARGS)
+
+deploy-demo: $(VENV)/installed-flare
+	$(BIN)/python scripts/deploy_demo.py
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(ARGS)
@@ -27,6 +31,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "peertune needs Python 3.11 or newer; set PYTHON=/path/to/it")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-flare: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[flare]'
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
