@@ -43,6 +43,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
     agents = [{"name": name, "model": "bundled/gpt2"} for name in NAMES]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kits, "ALLOWED", (*kits.ALLOWED, "flare_parts."))
+        patch.setattr(kits, "OF_SERVER", kits.OF_SERVER | {"byoc": "any"})  # sites must not rely on the coordinator
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         patch.setenv(flare_parts.FOLDER, str(folder))
         loopback = Loopback(folder, small_config({}, "", agents=agents))
@@ -111,14 +112,16 @@ def test_a_job_that_brings_code_is_refused(toys: Loopback, hub: Hub, tmp_path: P
     job = write_job(tmp_path, arguments(), **TOYS)
     (job / "app" / "custom").mkdir()
     (job / "app" / "custom" / "mine.py").write_text("print('mine')\n")
-    assert ends(hub, hub.submit(job)) != "FINISHED:COMPLETED"
-    assert "BYOC not permitted" in (toys.folder / "a0.log").read_text()
+    submitted = hub.submit(job)
+    assert ends(hub, submitted) == "FINISHED:FAILED_TO_RUN"
+    detail = str(hub._login().get_job_meta(submitted)["job_deploy_detail"])
+    assert all(f"{name}: " in detail and "BYOC not permitted" in detail for name in NAMES), detail
 
 
 def test_a_job_that_names_another_class_is_refused(toys: Loopback, hub: Hub, tmp_path: Path) -> None:
     parts = TOYS | {"site": "nvflare.app_common.np.np_trainer.NPTrainer"}
     assert ends(hub, hub.submit(write_job(tmp_path, arguments(), **parts))) != "FINISHED:COMPLETED"
-    assert "is not in allow_list" in (toys.folder / "a0.log").read_text()
+    assert "ComponentNotAuthorized" in (toys.folder / "a0.log").read_text()
 
 
 def test_nobody_reads_a_sites_files_from_afar(toys: Loopback, hub: Hub) -> None:
