@@ -72,6 +72,30 @@ def join(
     _keep_running(kit, yes)
 
 
+def keys(kit: Kit) -> None:
+    """Make the keys of this party anew, here, so that nobody else has ever had them; the others must pin its card."""
+    from peertune.deploy.sealing import own_keys
+
+    card, found = own_keys(kit)
+    typer.echo(f"{card} written; fingerprint {found}")
+    typer.echo("give the file to all other parties, who pin it: `peertune pin KIT CARD`")
+
+
+def pin(
+    kit: Kit,
+    card: Annotated[Path, typer.Argument(help="Another party's card, as `peertune keys` writes it.")],
+    yes: Yes = False,
+) -> None:
+    """Pin the keys of another party: only what is sealed and signed with them is read."""
+    from peertune.deploy.sealing import pinned, read_card
+
+    found = read_card(card)
+    typer.echo(f"{found.name}  {found.fingerprint}")
+    if not yes and not typer.confirm(f"Does {found.name} read out the same?"):
+        raise PeertuneError(f"not pinned; ask {found.name} for its card, over another channel")
+    pinned(kit).pin(found)
+
+
 def status(on: On) -> None:
     """Show the runs that have been submitted and have not ended, and how far they are."""
     _check_installed()
@@ -123,18 +147,21 @@ def run_on(kit: Path, config: "Config", name: str) -> None:
     typer.echo(f"{name} is done; on the coordinator's host: peertune show {name} --runs KIT/runs")
 
 
-COMMANDS = (provision, coordinator, join, status, stop)
+COMMANDS = (provision, coordinator, join, keys, pin, status, stop)
 
 
 def _keep_running(kit: Path, yes: bool) -> None:
-    from peertune.deploy.kit import fingerprint
+    from peertune.deploy.kit import fingerprint, is_server
+    from peertune.deploy.sealing import fingerprints
     from peertune.deploy.start import keep_running
 
     startup = kit / "startup"
     own = startup / ("server.crt" if (startup / "server.crt").is_file() else "client.crt")
     typer.echo(f"this kit's certificate  {fingerprint(own)}")
     typer.echo(f"the authority's         {fingerprint(startup / 'rootCA.pem')}")
-    if not yes and not typer.confirm("Does the authority's fingerprint agree with what the others see?"):
+    for party, digits in ({} if is_server(kit) else fingerprints(kit)).items():
+        typer.echo(f"keys of {party:<15} {digits}")
+    if not yes and not typer.confirm("Do these agree with what the others see?"):
         raise PeertuneError("not started; ask whoever made the kits for theirs, over another channel")
     keep_running(kit, lambda line: typer.echo(line, err=True))
 

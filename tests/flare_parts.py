@@ -13,6 +13,7 @@ from toy_sites import home
 
 from peertune.deploy.parts import FlareCoordinator, FlareSite
 from peertune.engines.post import Line
+from peertune.engines.seal import Plain, Seal
 from peertune.engines.site import Home
 
 FOLDER = "TOYS"  # the environment variable that names the toys' folder
@@ -24,6 +25,9 @@ class ToySite(FlareSite):
     """A site whose agent is a toy."""
 
     secure = False
+
+    def _seal(self) -> Seal:
+        return Plain()
 
     def _home(self) -> Home:
         return home(collab.site_name, Path(os.environ[FOLDER]), DEADLINE)

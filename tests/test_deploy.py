@@ -31,8 +31,9 @@ from peertune.deploy.home import (
     write_settings,
 )
 from peertune.deploy.job import ALLOWED, Outcome, site_of, write_job
+from peertune.deploy.sealing import fingerprints, make_keys, own_keys, pinned, read_card, seal_of
 from peertune.deploy.start import descendants, end_tree, keep_running
-from peertune.errors import ConfigError, PeertuneError
+from peertune.errors import ChangedKeyError, ConfigError, PeertuneError, SealError
 
 
 def owned(**changes: Any) -> Config:
@@ -318,3 +319,57 @@ def test_without_flare_every_command_says_what_to_install(monkeypatch: pytest.Mo
     for command in (["join", "x"], ["coordinator", "x"], ["status", "--on", "x"], ["stop", "r", "--on", "x"]):
         result = CliRunner().invoke(app, command)
         assert "pip install peertune[flare]" in str(result.exception), command
+
+
+# Keys
+
+
+@pytest.fixture
+def keyed(tmp_path: Path) -> dict[str, Path]:
+    """Kits of three parties with keys."""
+    found = {name: fake_kit(tmp_path / name) for name in ("clinic", "lab", "school")}
+    make_keys(found)
+    return found
+
+
+def test_every_kit_seals_for_the_others_and_shows_whose_keys_it_trusts(keyed: dict[str, Path]) -> None:
+    clinic, lab = (seal_of(keyed[name], "run/1") for name in ("clinic", "lab"))
+    assert lab.open("clinic", 1, clinic.close("lab", 1, b"text", call=7), call=7) == b"text"
+    shown = [fingerprints(kit) for kit in keyed.values()]
+    assert [list(each) for each in shown] == [
+        ["clinic", "lab", "school"],
+        ["lab", "clinic", "school"],
+        ["school", "clinic", "lab"],
+    ]
+    assert shown[0] == shown[1] == shown[2]
+
+
+def test_nobody_has_had_keys_that_were_made_at_their_party(keyed: dict[str, Path], tmp_path: Path) -> None:
+    card, digits = own_keys(keyed["lab"])
+    assert read_card(card).fingerprint == digits == fingerprints(keyed["lab"])["lab"]
+    sealed = seal_of(keyed["clinic"], "run/1").close("lab", 1, b"text")  # to the keys that came with the kit
+    with pytest.raises(SealError):
+        seal_of(keyed["lab"], "run/1").open("clinic", 1, sealed)
+    with pytest.raises(ChangedKeyError, match="lab shows other keys than those that are pinned"):
+        pinned(keyed["clinic"]).pin(read_card(card))
+    pins = keyed["clinic"] / "local" / "peers.toml"
+    pins.write_text("\n\n".join(part for part in pins.read_text().split("\n\n") if '["lab"]' not in part))
+    answer = CliRunner().invoke(app, ["pin", str(keyed["clinic"]), str(card)], input="y\n")
+    assert answer.exit_code == 0 and digits in answer.output
+    sealed = seal_of(keyed["clinic"], "run/1").close("lab", 1, b"text")
+    assert seal_of(keyed["lab"], "run/1").open("clinic", 1, sealed) == b"text"
+
+
+def test_a_pin_that_nobody_confirms_and_a_file_that_is_no_card_change_nothing(keyed: dict[str, Path]) -> None:
+    before = (keyed["clinic"] / "local" / "peers.toml").read_bytes()
+    card, _ = own_keys(keyed["lab"])
+    assert CliRunner().invoke(app, ["pin", str(keyed["clinic"]), str(card)], input="n\n").exit_code == 1
+    card.write_bytes(b"no card")
+    with pytest.raises(ConfigError, match="is no card"):
+        read_card(card)
+    assert (keyed["clinic"] / "local" / "peers.toml").read_bytes() == before
+
+
+def test_a_kit_without_keys_takes_no_part(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no keys at"):
+        seal_of(fake_kit(tmp_path / "lab"), "run/1")

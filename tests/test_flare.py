@@ -14,8 +14,10 @@ from peertune.config.release import Release
 from peertune.config.schema import Config
 from peertune.deploy.home import Settings, digest, write_settings
 from peertune.deploy.job import OUTCOME, Outcome, site_of, write_job
+from peertune.deploy.sealing import SEALED, make_keys
 from peertune.engines.flare import FlareEngine
-from peertune.ledger import Ledger
+from peertune.guard import Outbox
+from peertune.ledger import COORDINATOR, Ledger
 
 pytest.importorskip("nvflare", reason="needs the extra peertune[flare]")
 pytest.register_assert_rewrite("contract")
@@ -60,6 +62,7 @@ class Organisations:
             kit = folder / "kits" / place
             (kit / "local").mkdir(parents=True)
             write_settings(kit, Settings(config.model_dump_json(), str(kit / "runs"), party))
+        make_keys({party: folder / "kits" / place for party, place in self.sites.items()})
 
     def run(self, name: str, wanted: str | None = None) -> tuple[int, Path]:
         """Run it to its end; what the simulator returns, and the coordinator's folder of the run."""
@@ -97,12 +100,25 @@ def every_method(models: dict[str, str]) -> Config:
     return small_config(models, agents=agents, **changes)
 
 
+def check_outboxes(organisations: Organisations) -> None:
+    """What went from agent to agent was sealed, and lies with its sender as it was before."""
+    for party, place in organisations.sites.items():
+        box = Outbox(organisations.folder / "kits" / place / SEALED / "outbox")
+        left = box.departures()
+        box.close()
+        assert left and {each.source for each in left} == {party}
+        assert {"texts", "assessed", "activations"} & {each.kind for each in left}
+        assert COORDINATOR not in {each.destination for each in left}
+
+
 def test_every_method_does_across_organisations_what_it_does_on_one_machine(
     models: dict[str, str], tmp_path: Path
 ) -> None:
     config = every_method(models)
-    code, folder = Organisations(tmp_path / "apart", config).run("small")
+    organisations = Organisations(tmp_path / "apart", config)
+    code, folder = organisations.run("small")
     assert code == 0
+    check_outboxes(organisations)
     apart, together = Ledger.read(folder / "ledger.sqlite"), run(tmp_path / "together", config)
     apart.verify()
     assert {event.arm for event in apart.events()} == {"start", "knexa", *ARMS}

@@ -11,9 +11,10 @@ from nvflare.collab import CollabCallError, collab
 
 from peertune.deploy.home import agreed, home, read_settings
 from peertune.deploy.job import OUTCOME, PROGRESS, Outcome
+from peertune.deploy.sealing import seal_of
 from peertune.engines.flare import FlareEngine
 from peertune.engines.post import Line
-from peertune.engines.seal import Plain, Seal
+from peertune.engines.seal import Seal
 from peertune.engines.site import Home, Site
 from peertune.engines.worker import Refused
 from peertune.errors import ConfigError, PeertuneError
@@ -83,7 +84,7 @@ class FlareSite(Participant):
 
     def _seal(self) -> Seal:
         """What this site closes bytes for other agents with, and opens theirs."""
-        return Plain()
+        return seal_of(self._kit(), self._session())
 
     def _answer(self, verb: str, message: bytes) -> bytes:
         return self._reply(self._name(collab.caller), verb, message)

@@ -9,6 +9,7 @@ import yaml
 from peertune.config.schema import Config
 from peertune.deploy.home import Settings, write_settings
 from peertune.deploy.job import site_of
+from peertune.deploy.sealing import make_keys
 from peertune.errors import ConfigError, PeertuneError
 
 SUBMITTER = "admin@peertune.org"
@@ -48,6 +49,7 @@ def provision(config: Config, project: str, address: tuple[str, int], to: Path) 
     for party in config.parties():
         write_settings(kits[site_of(party)], Settings(config.model_dump_json(), "runs", party))
     write_settings(kits["coordinator"], Settings(config.model_dump_json(), "runs"))
+    make_keys({party: kits[site_of(party)] for party in config.parties()})
     return kits
 
 
