@@ -23,7 +23,7 @@ from peertune.config.schema import Config
 from peertune.deploy import kit as kits
 from peertune.deploy.hub import Hub
 from peertune.deploy.job import write_job
-from peertune.deploy.parts import FlareCoordinator, FlareSite
+from peertune.deploy.parts import FlareSite, Participant
 from peertune.deploy.provision import provision
 from peertune.deploy.start import end_tree, launch
 from peertune.engines.flare import FlareEngine
@@ -73,12 +73,12 @@ class EchoSite(FlareSite):
         return Home(collab.site_name, "flare:build", b"")
 
 
-class Timer(FlareCoordinator):
+class Timer(Participant):
     """Measures from where the coordinator of a run sits."""
 
     @collab.main
     def coordinate(self) -> None:
-        engine = FlareEngine(self._lines(), self._session())
+        engine = FlareEngine(self.lines(), self.session())
         fed = Federation(engine, NAMES)
         a0, a1 = (fed[name] for name in NAMES)
         found = {

@@ -11,7 +11,7 @@ import msgspec
 from nvflare.collab import collab
 from toy_sites import home
 
-from peertune.deploy.parts import FlareCoordinator, FlareSite
+from peertune.deploy.parts import FlareSite, Participant
 from peertune.engines.post import Line
 from peertune.engines.seal import Plain, Seal
 from peertune.engines.site import Home
@@ -33,17 +33,17 @@ class ToySite(FlareSite):
         return home(collab.site_name, Path(os.environ[FOLDER]), DEADLINE)
 
 
-class Bridge(FlareCoordinator):
+class Bridge(Participant):
     """Asks the sites what another process wants to know, until that is gone."""
 
     secure = False
 
     @collab.main
     def coordinate(self) -> None:
-        lines = self._lines()
+        lines = self.lines()
         path = Path(os.environ[FOLDER]) / SOCKET
         with Listener(str(path)) as listener:
-            (path.parent / "session").write_text(self._session())
+            (path.parent / "session").write_text(self.session())
             while (connection := listener.accept()).recv_bytes() == b"line":
                 threading.Thread(target=_serve, args=(connection, lines), daemon=True).start()
         path.with_name("session").unlink()
@@ -87,22 +87,6 @@ class Crossing:
             self._own.connection = Client(self._path)
             self._own.connection.send_bytes(b"line")
         return self._own.connection
-
-
-class SmallSite(FlareSite):
-    """A site of a small true run; its kit is a folder beside the others'."""
-
-    secure = False
-
-    def _kit(self) -> Path:
-        return Path(os.environ[FOLDER]) / "kits" / collab.site_name
-
-
-class SmallCoordinator(FlareCoordinator):
-    secure = False
-
-    def _kit(self) -> Path:
-        return Path(os.environ[FOLDER]) / "kits" / "hub"
 
 
 class SealedToySite(ToySite):

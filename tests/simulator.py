@@ -13,7 +13,7 @@ from pathlib import Path
 from peertune.deploy.job import ALLOWED
 
 HERE = Path(__file__).parent
-TESTED = ("flare_parts.",)  # classes of tests that jobs may name, by prefix
+TESTED = ("flare_parts.", "flare_small.")  # classes of tests that jobs may name, by prefix
 
 
 class Simulator:

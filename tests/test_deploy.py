@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 from peertune.cli import app
 from peertune.config.schema import Config
 from peertune.deploy import kit as kits
+from peertune.deploy.build import build
 from peertune.deploy.home import (
     BUILDER,
     Plan,
     Settings,
     agreed,
-    build,
     digest,
     home,
     localised,
@@ -88,7 +88,7 @@ def test_a_site_builds_its_agent_from_its_own_places(tmp_path: Path) -> None:
     found = home(settings, tmp_path, digest(owned()))
     assert (found.name, found.builder) == ("lab", BUILDER)
     plan = msgspec.json.decode(found.spec, type=Plan)
-    assert plan.model == "lab" and Config.model_validate_json(plan.spec.config) == config
+    assert plan.model == "lab" and Config.model_validate_json(plan.config) == config
 
 
 def test_a_kit_for_nobody_in_the_run_is_refused(tmp_path: Path) -> None:

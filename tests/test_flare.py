@@ -67,7 +67,7 @@ class Organisations:
     def run(self, name: str, wanted: str | None = None) -> tuple[int, Path]:
         """Run it to its end; what the simulator returns, and the coordinator's folder of the run."""
         arguments = {"run": name, "wanted": wanted or digest(self.config), "sites": self.sites}
-        parts = {"site": "flare_parts.SmallSite", "coordinator": "flare_parts.SmallCoordinator"}
+        parts = {"site": "flare_small.SmallSite", "coordinator": "flare_small.SmallCoordinator"}
         with tempfile.TemporaryDirectory(dir=self.folder) as place:
             job = write_job(Path(place) / "jobs", arguments, **parts)
             environment = {flare_parts.FOLDER: str(self.folder)}
@@ -125,6 +125,7 @@ def test_every_method_does_across_organisations_what_it_does_on_one_machine(
     assert list(apart.events()) == list(together.events()) and apart.head == together.head
 
 
+@pytest.mark.slow
 def test_a_run_with_another_configuration_than_was_agreed_is_refused(models: dict[str, str], tmp_path: Path) -> None:
     config = small_config(models, "llama gpt2")
     organisations = Organisations(tmp_path, config)

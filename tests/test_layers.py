@@ -195,6 +195,7 @@ LIGHT = (
     *("partition", "evaluate", "config", "tasks", "report", "studies", "cli", "listing", "doctor", "terminal"),
     *("runs", "machine", "knowledge", "ensemble", "assessment", "mutual"),
     *("codecs", "guard", "align", "aligning"),
+    *("deploying", "deploy.home", "deploy.job", "deploy.kit", "deploy.parts", "deploy.start", "engines"),
 )
 
 

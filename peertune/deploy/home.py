@@ -6,18 +6,15 @@ It lies in the kit and nowhere else. A job names the configuration by its hash; 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from peertune.assemble import Spec, build_agents
 from peertune.config.schema import Config
-from peertune.engines.resident import Resident
 from peertune.engines.site import Home
 from peertune.errors import ConfigError
 
 FILE = "peertune.json"  # in the folder `local` of a kit
-BUILDER = "peertune.deploy.home:build"  # the only one there is: no message can name another
+BUILDER = "peertune.deploy.build:build"  # the only one there is: no message can name another
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,7 +82,7 @@ def home(settings: Settings, run: Path, wanted: str) -> Home:
     if name not in config.parties():
         raise ConfigError(f"the kit is for {name}, which is no party of this run")
     own = localised(config, settings)
-    plan = Plan(Spec(own.model_dump_json(), str(run)), config.parties()[name].model)
+    plan = Plan(own.model_dump_json(), str(run), config.parties()[name].model)
     return Home(name, BUILDER, msgspec.json.encode(plan), own.engine.deadline)
 
 
@@ -102,15 +99,10 @@ def localised(config: Config, settings: Settings) -> Config:
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What the agent's process is told. `model`: what all others call the model."""
+    """What the agent's process is told: the configuration with its own places, as JSON, the run's folder here, and what
+    all others call the model.
+    """
 
-    spec: Spec
+    config: str
+    folder: str
     model: str
-
-
-def build(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], list[dict[str, Any]]]:
-    """The builder. The first training example, which a local run shows its owner, stays here, and so does a path."""
-    plan = msgspec.json.decode(raw, type=Plan)
-    agents, facts = build_agents(msgspec.json.encode(plan.spec), names)
-    shared = [{key: value for key, value in each.items() if key != "preview"} for each in facts]
-    return agents, [each | {"model": plan.model} for each in shared]

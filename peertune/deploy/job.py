@@ -11,7 +11,7 @@ from peertune.ledger import SERVER
 
 SERVER_SITE = "0server"  # no agent can have this name
 SITE = "peertune.deploy.parts.FlareSite"
-COORDINATOR = "peertune.deploy.parts.FlareCoordinator"
+COORDINATOR = "peertune.deploy.coordinator.FlareCoordinator"
 CONTROLLER = "nvflare.collab.runtime.controller.CollabController"
 EXECUTOR = "nvflare.collab.runtime.executor.CollabExecutor"
 LOGGING = (  # FLARE's own, which it puts into every job

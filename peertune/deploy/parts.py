@@ -1,5 +1,5 @@
-"""The two objects that NVIDIA FLARE runs in a job: at every site one that answers for its agent, and at the server the
-coordinator. Both are installed with this package; a job names them and brings no code.
+"""What NVIDIA FLARE runs at every site, and what it has in common with the coordinator. A job names these classes and
+brings no code. Nothing here loads a model: the agent has a process of its own.
 """
 
 from functools import partial
@@ -9,16 +9,13 @@ from typing import Any
 import msgspec
 from nvflare.collab import CollabCallError, collab
 
-from peertune.deploy.home import agreed, home, read_settings
-from peertune.deploy.job import OUTCOME, PROGRESS, Outcome
+from peertune.deploy.home import home, read_settings
 from peertune.deploy.sealing import seal_of
-from peertune.engines.flare import FlareEngine
 from peertune.engines.post import Line
 from peertune.engines.seal import Seal
 from peertune.engines.site import Home, Site
 from peertune.engines.worker import Refused
-from peertune.errors import ConfigError, PeertuneError
-from peertune.experiment import Experiment
+from peertune.errors import ConfigError
 from peertune.ledger import COORDINATOR
 from peertune.runs import new_run
 
@@ -34,13 +31,13 @@ class Participant:
     def __init__(self, run: str, wanted: str, sites: dict[str, str]) -> None:
         self.run, self.wanted, self.sites = run, wanted, sites
 
-    def _kit(self) -> Path:
+    def kit(self) -> Path:
         return Path(collab.workspace.get_root_dir())
 
-    def _session(self) -> str:
+    def session(self) -> str:
         return f"{self.run}/{collab.fl_ctx.get_job_id()}"
 
-    def _lines(self) -> dict[str, Line]:
+    def lines(self) -> dict[str, Line]:
         """To every party but this one."""
         proxies = {proxy.name: proxy for proxy in collab.clients}
         others = {party: proxies[site] for party, site in self.sites.items() if site != collab.site_name}
@@ -55,7 +52,7 @@ class FlareSite(Participant):
         parties = {site: party for party, site in self.sites.items()} | {HUB: COORDINATOR}
         self._name = lambda caller: parties.get(caller, "a stranger")
         try:
-            site = Site(self._home(), self._session(), self._lines(), self._seal())
+            site = Site(self._home(), self.session(), self.lines(), self._seal())
         except ConfigError as error:  # the coordinator shall hear of it
             refusal = msgspec.msgpack.encode(Refused(f"{collab.site_name}: {error}", error.exit_code))
             self._reply, self._close = lambda caller, verb, message: refusal, lambda: None
@@ -84,47 +81,16 @@ class FlareSite(Participant):
 
     def _seal(self) -> Seal:
         """What this site closes bytes for other agents with, and opens theirs."""
-        return seal_of(self._kit(), self._session())
+        return seal_of(self.kit(), self.session())
 
     def _answer(self, verb: str, message: bytes) -> bytes:
         return self._reply(self._name(collab.caller), verb, message)
 
     def _home(self) -> Home:
         """What the owner of this site has set; nothing that came with the job but a name and a hash."""
-        kit = self._kit()
+        kit = self.kit()
         settings = read_settings(kit)
         return home(settings, new_run(kit / settings.runs, self.run), self.wanted)
-
-
-class FlareCoordinator(Participant):
-    """Runs the experiment, from its last whole round if it has been begun before."""
-
-    @collab.main
-    def coordinate(self) -> None:
-        context = collab.fl_ctx
-        outcome = Path(collab.workspace.get_run_dir(context.get_job_id())) / OUTCOME
-        progress: dict[str, Any] = {}
-        context.get_engine().register_app_command(PROGRESS, lambda *_: progress)
-        try:
-            self._run(progress)
-        except PeertuneError as error:
-            outcome.write_bytes(msgspec.json.encode(Outcome(error.exit_code, str(error))))
-            raise RuntimeError(f"the run ended with {type(error).__name__}") from None
-        outcome.write_bytes(msgspec.json.encode(Outcome(0, "")))
-
-    def _run(self, progress: dict[str, Any]) -> None:
-        kit = self._kit()
-        settings = read_settings(kit)
-        config, folder = agreed(settings, self.wanted), new_run(kit / settings.runs, self.run)
-
-        def watch(event: str, body: dict[str, Any]) -> None:
-            if event in ("begin", "round"):
-                progress.update(body, event=event)
-
-        experiment = Experiment.reopen(folder, watch) if folder.exists() else Experiment.create(folder, config, watch)
-        lines, session = self._lines(), self._session()
-        experiment.start = lambda config, folder, listener: FlareEngine(lines, session, listener=listener)
-        experiment.run()
 
 
 def _carry(proxy: Any, secure: bool, verb: str, message: bytes, seconds: float) -> bytes:
