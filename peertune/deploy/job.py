@@ -14,10 +14,6 @@ SITE = "peertune.deploy.parts.FlareSite"
 COORDINATOR = "peertune.deploy.coordinator.FlareCoordinator"
 CONTROLLER = "nvflare.collab.runtime.controller.CollabController"
 EXECUTOR = "nvflare.collab.runtime.executor.CollabExecutor"
-LOGGING = (  # FLARE's own, which it puts into every job
-    "nvflare.app_common.widgets.convert_to_fed_event.ConvertToFedEvent",
-    "nvflare.app_common.widgets.error_log_sender.ErrorLogSender",
-)
 ALLOWED = (CONTROLLER, EXECUTOR, SITE, COORDINATOR)  # all that a site lets a job name
 OUTCOME = "peertune_outcome.json"  # in the job's folder at the server
 PROGRESS = "peertune"  # the question that a running coordinator answers
