@@ -15,8 +15,8 @@ from peertune.payloads.logits import NOTHING, coded, decoded, id_type, logs
 from peertune.payloads.packing import names, packed, unpacked
 
 Bits = Literal["fp16", "int8"]
-MOST_TOKENS = 1 << 20
-MOST_SPELT = 1 << 26  # bytes of all tokens of a vocabulary
+MOST_TOKENS = 1 << 19  # twice the largest in use; a hostile vocabulary costs its receiver work
+MOST_SPELT = 1 << 23  # bytes of all tokens of a vocabulary; the largest in use have 2 MB
 _DIGEST = 32
 
 
