@@ -16,7 +16,7 @@ from peertune.config.explain import _models_in
 from peertune.config.reader import RECIPES
 from peertune.config.schema import VERSION
 from peertune.errors import ConfigError
-from peertune.lm.source import resolve
+from peertune.lm.source import MINILM, resolve
 from peertune.methods import METHODS
 
 PACKAGE = Path(combinations.__file__).parent.parent
@@ -414,7 +414,7 @@ def test_bundled_recipes(recipe: Path) -> None:
     config = read_config(recipe)
     assert resolve_recipe(recipe.stem) == recipe
     for agent in config.agents:
-        if agent.model.startswith("bundled/"):
+        if agent.model.startswith("bundled/") and agent.model != MINILM:  # which a package of its own carries
             resolve(agent.model)
     assert recipe.read_text(encoding="utf-8").startswith("# "), "`peertune ls` shows the first comment"
 
