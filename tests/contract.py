@@ -405,7 +405,9 @@ def process_of(bench: Bench, agent: str) -> int:
 
 
 def is_alive(pid: int) -> bool:
+    """Is anything of it left? Its first thread can be gone before the others, and nobody is told until all are."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+        dead = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return not dead or len(os.listdir(f"/proc/{pid}/task")) > 1
+    except (FileNotFoundError, ProcessLookupError):
         return False
