@@ -63,6 +63,7 @@ def _start_again_and_again(kit: Path, tell: Callable[[str], None]) -> None:
             code = process.wait()
         except KeyboardInterrupt:
             end_tree(process.pid)
+            process.wait()
             return
         quick = quick + 1 if time.monotonic() - began < QUICK else 1
         end_tree(process.pid)
