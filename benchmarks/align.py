@@ -177,7 +177,7 @@ def one_text(source: Side, target: Side, table: np.ndarray, k: int, text: str) -
     ours = median(lambda: aligner.translate(known, *sides), 50)
     others = median(by_warping, 5), median(lambda: copied(known, source, target, table), 2)
     cells = [cell for each in others for cell in (f"{each:.1f}", f"{each / ours:.0f}")]
-    shares = [100 * len(each) / TOKENS for each in (aligner.translate(known, *sides)[1], positions)]
+    shares = [100 * len(each) / TOKENS for each in (aligner.translate(known, *sides)[2], positions)]
     return [f"{ours:.2f}", *cells, *(f"{share:.0f}" for share in shares)]
 
 

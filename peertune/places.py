@@ -12,6 +12,7 @@ from peertune.codecs import Codec, layout
 from peertune.config.schema import AnswersTask, Config, HumanEvalTask, IntentTask, MBPPTask, MethodConfig, RecordsTask
 from peertune.errors import ConfigError
 from peertune.lm.source import resolve
+from peertune.methods import METHODS
 from peertune.methods.split import FAMILIES, check_cuts, uncut
 from peertune.tasks.disjoint import check_disjoint
 from peertune.tasks.intent import FILES
@@ -40,7 +41,7 @@ def check_places(config: Config) -> list[str]:
 
 def uses_server(method: MethodConfig) -> bool:
     """Does the method ask anything of a server?"""
-    return method.type in ("split", "fedmkt") or getattr(method, "server_model", False)
+    return METHODS[method.type].needs_server or getattr(method, "server_model", False)
 
 
 def _check_methods(config: Config) -> None:

@@ -257,21 +257,22 @@ def of_one(k: int = 6) -> Knowledge:
 
 def test_an_aligner_moves_rows_to_the_positions_they_belong_to() -> None:
     known = of_one()
-    found, positions = Aligner(ONE, OTHER, MAP).translate(known, *sides())
+    found, rows, positions = Aligner(ONE, OTHER, MAP).translate(known, *sides())
     found.check()
     assert positions.tolist() == [0, 1, 3, 4, 5, 6] and found.lengths.tolist() == [4, 2] and found.width == 6
+    assert rows.tolist() == list(range(6))
     for position in range(6):
         source, target = entries(known, position), entries(found, position)
         assert target[2] == pytest.approx(math.log(math.exp(source[2]) + math.exp(source[4])), rel=1e-5)
         assert {token: target[token] for token in (5, 3, 0)} == {5: source[0], 3: source[1], 0: source[3]}
         assert tails(found)[position] == pytest.approx(source[5], rel=1e-5)
-    first, _ = Aligner(ONE, OTHER, MAP, "first").translate(known, *sides())
+    first, *_ = Aligner(ONE, OTHER, MAP, "first").translate(known, *sides())
     assert entries(first)[2] == max(entries(known)[2], entries(known)[4])
 
 
 def test_a_vocabulary_is_aligned_to_itself_as_it_is() -> None:
     side = sides()[0]
-    found, positions = Aligner(ONE, ONE, np.arange(6, dtype=np.int32)).translate(of_one(), side, side)
+    found, _, positions = Aligner(ONE, ONE, np.arange(6, dtype=np.int32)).translate(of_one(), side, side)
     assert same(found, of_one()) and positions.tolist() == list(range(6))
     assert same(found.spread(positions, side.lengths), replace(of_one(), counts=np.full(6, 6, np.int32)))
 
@@ -280,9 +281,9 @@ def test_forth_and_back_is_where_it_was_as_far_as_the_map_is_one_to_one() -> Non
     forth = np.array([5, 3, 2, 0, 4, 1], dtype=np.int32)
     back = np.argsort(forth).astype(np.int32)
     one, other = sides()
-    there, positions = Aligner(ONE, OTHER, forth).translate(of_one(), one, other)
+    there, _, positions = Aligner(ONE, OTHER, forth).translate(of_one(), one, other)
     wide = there.spread(positions, other.lengths)
-    again, rows = Aligner(OTHER, ONE, back).translate(wide, other, one)
+    again, _, rows = Aligner(OTHER, ONE, back).translate(wide, other, one)
     assert same(again, of_one()) and rows.tolist() == list(range(6))
 
 

@@ -16,7 +16,7 @@ import torch
 from peertune.agent.learner import Learner
 from peertune.align import Aligner, Positions, Vocabulary
 from peertune.align.cache import cached_map
-from peertune.align.positions import BEFORE, match
+from peertune.align.positions import BEFORE
 from peertune.assessment import Assessment, believable, least_loss, right_tokens, shares
 from peertune.errors import PayloadError, StorageError
 from peertune.knowledge import Knowledge
@@ -130,8 +130,7 @@ class Teachers:
         keep = believable(claim, problems.texts, sizes, right)
         claim = claim.only(keep & problems.whole)
         aligner = Aligner(source, self.vocabulary, self._table(source, how), how.merge)
-        said, places = aligner.translate(claim.known, claim.positions, problems.positions)
-        rows, _ = match(claim.positions, problems.positions)
+        said, rows, places = aligner.translate(claim.known, claim.positions, problems.positions)
         self._heard[number] = Source(claim.known, rows, places, said, claim.loss, int((~keep).sum()))
 
     def take(self) -> dict[int, Source]:

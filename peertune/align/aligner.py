@@ -23,13 +23,15 @@ class Aligner:
     table: np.ndarray
     merge: Merge = "sum"
 
-    def translate(self, known: Knowledge, source: Positions, target: Positions) -> tuple[Knowledge, np.ndarray]:
+    def translate(
+        self, known: Knowledge, source: Positions, target: Positions
+    ) -> tuple[Knowledge, np.ndarray, np.ndarray]:
         """What `known` says at the positions of `target` that one of `source` corresponds to, and which those are.
 
         `source`: the positions of `known`, row by row. Of the result `lengths` count the corresponding positions of
-        each problem; the second, int64 [their sum], rising, are their numbers among all of `target`, as
-        `Knowledge.spread(positions, target.lengths)` takes them. Raises `PayloadError` if `known`, which somebody else
-        sent, does not fit `source` or the vocabulary.
+        each problem; the others, int64 [their sum], rising, are their numbers among all of `source`, and among all of
+        `target`, as `Knowledge.spread(positions, target.lengths)` takes them. Raises `PayloadError` if `known`, which
+        somebody else sent, does not fit `source` or the vocabulary.
         """
         if not np.array_equal(known.lengths, source.lengths):
             raise PayloadError("knowledge: expected a row for each of the positions sent with it, found others")
@@ -38,4 +40,4 @@ class Aligner:
                 f"knowledge: expected that of a vocabulary of {len(self.source.tokens)} tokens, found {known.width}"
             )
         rows, positions = match(source, target)
-        return transfer(known, rows, self.table, len(self.target.tokens), self.merge), positions
+        return transfer(known, rows, self.table, len(self.target.tokens), self.merge), rows, positions

@@ -24,9 +24,11 @@ def make_keys(kits: Mapping[str, Path]) -> None:
 
 def own_keys(kit: Path) -> tuple[Path, str]:
     """Make the keys of a kit anew, which nobody else has ever had: the card for the others, and its fingerprint."""
-    name = Identity.read(kit / "local" / KEYS).name
-    (kit / "local" / KEYS).unlink()
-    card = Identity.create(kit / "local" / KEYS, name).card
+    keys = kit / "local" / KEYS
+    name, fresh = Identity.read(keys).name, keys.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    card = Identity.create(fresh, name).card
+    fresh.replace(keys)
     place = kit / "local" / f"{name}.{CARD}"
     place.write_bytes(card.encode())
     return place, card.fingerprint

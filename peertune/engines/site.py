@@ -161,9 +161,7 @@ class Site:
                 return post.Pending()
             state = self._round
             if question.round < state.number:
-                return Withheld(
-                    fields_of(AgentError(ref.owner, ref.verb, "its answer was dropped when the round ended"))
-                )
+                return _withheld(ref, "its answer was dropped when the round ended")
             if failure := state.failures.get(ref.id):
                 return Withheld(fields_of(failure))
         return self._release(caller, ref, state)
@@ -202,7 +200,7 @@ class Site:
         try:
             return Value(self._seal.close(reader, number, answer.raw, ref.id, answer.verdict))
         except PeertuneError as error:
-            return Withheld(fields_of(AgentError(ref.owner, ref.verb, str(error), error.code)))
+            return _withheld(ref, str(error), error.code)
 
     # The agent's own thread: one task after the other.
 
@@ -291,5 +289,5 @@ def _failed(ref: Ref, cause: str) -> Done:
     return Done([row], fields_of(AgentError(ref.owner, ref.verb, cause)), (0.0, 0.0))
 
 
-def _withheld(ref: Ref, cause: str) -> Withheld:
-    return Withheld(fields_of(AgentError(ref.owner, ref.verb, cause)))
+def _withheld(ref: Ref, cause: str, code: str = "error") -> Withheld:
+    return Withheld(fields_of(AgentError(ref.owner, ref.verb, cause, code)))

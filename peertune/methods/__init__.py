@@ -1,7 +1,5 @@
 """The methods. Each is one file: the idea, the paper, the round. A new one is a file here and a line in `METHODS`."""
 
-from collections.abc import Callable
-
 from peertune.methods.base import Budget, Method, Run
 from peertune.methods.central_text import CentralText
 from peertune.methods.centralised import Centralised
@@ -12,7 +10,7 @@ from peertune.methods.knexa import Knexa
 from peertune.methods.local import Local
 from peertune.methods.split import Split
 
-METHODS: dict[str, Callable[..., Method]] = {
+METHODS: dict[str, type[Method]] = {
     "local": Local,
     "fedavg": FedAvg,
     "knexa": Knexa,

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -69,10 +69,12 @@ def drawn(run: Run, problems: int | None, t: int) -> Picks:
     return Picks(tuple(sorted(order[: problems or count].tolist())))
 
 
+@dataclass(frozen=True)
 class Method(ABC):
     """A way to fine-tune together. A subclass is a frozen dataclass: its fields are its hyper-parameters."""
 
     run: Run
+    needs_server: ClassVar[bool] = False  # whatever its hyper-parameters are
 
     @property
     def server_learns(self) -> bool:

@@ -9,14 +9,12 @@ from typing import Any
 
 from peertune.errors import MethodError
 from peertune.federation import Federation
-from peertune.methods.base import Method, Run, State
+from peertune.methods.base import Method, State
 
 
 @dataclass(frozen=True, slots=True)
 class Centralised(Method):
     """Upper bound: local steps plus exchange steps, all on the pooled data of all agents."""
-
-    run: Run
 
     def check(self, agents: Sequence[Mapping[str, Any]]) -> None:
         for facts in agents:

@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le
 from peertune.aggregate import AGGREGATORS, Aggregate, Rule, Update, common_start, relative_error, with_core
 from peertune.errors import MethodError
 from peertune.federation import AgentHandle, Federation, Ref
-from peertune.methods.base import Method, Run, State
+from peertune.methods.base import Method, State
 from peertune.methods.shared import NOTHING, SharedAdapter
 from peertune.payloads import Factors, Weights
 
@@ -36,7 +36,6 @@ class FedAvg(Method):
     `aggregator`: how; `fraction`: of the agents that are there, drawn anew for each round. `proximal`: FedProx's mu.
     """
 
-    run: Run
     aggregator: Aggregator = "fedit"
     fraction: Annotated[float, Gt(0), Le(1)] = 1.0
     proximal: Annotated[float, Ge(0)] = 0.0

@@ -8,13 +8,13 @@ private text and no weights travel, but for the averaged adapters of the homogen
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from peertune.errors import MethodError
 from peertune.federation import NO_SERVER, SERVER, AgentHandle, Federation, Ref
-from peertune.methods.base import Method, Run, State, drawn
+from peertune.methods.base import Method, State, drawn
 from peertune.methods.fedavg import Calls, FedAvg
 from peertune.payloads import Alignment, Picks, Tally, Teaching
 
@@ -41,7 +41,7 @@ class FedMKT(Method):
     fresh in every phase, as in the paper.
     """
 
-    run: Run
+    needs_server: ClassVar[bool] = True
     setting: Literal["heterogeneous", "homogeneous", "one_to_one", "llm2slm"] = "heterogeneous"
     kd_weight: Annotated[float, Ge(0), Le(1)] = 0.1
     temperature: Annotated[float, Gt(0), Le(1000)] = 1.0

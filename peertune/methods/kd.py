@@ -18,7 +18,7 @@ from peertune.ensemble import Ensemble, Rule, Use, combine, sharpen
 from peertune.errors import MethodError
 from peertune.federation import NEVER, NO_SERVER, AgentHandle, Federation, Ref
 from peertune.knowledge import Knowledge
-from peertune.methods.base import Method, Run, State, drawn
+from peertune.methods.base import Method, State, drawn
 from peertune.methods.fedmkt import FedMKT
 from peertune.payloads import Distillation, Logits, Picks, Precision
 
@@ -42,7 +42,6 @@ class KD(Method):
     or they are aligned: the server's model hears every client, learns their mean and teaches it, as in FedMKT.
     """
 
-    run: Run
     problems: Annotated[int, Gt(0)] | None = None
     top_k: Annotated[int, Ge(0)] = 64
     mass: Annotated[float, Gt(0), Le(1)] = 1.0

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from peertune.federation import Federation
-from peertune.methods.base import Method, Run, State
+from peertune.methods.base import Method, State
 
 
 @dataclass(frozen=True, slots=True)
 class Local(Method):
     """No collaboration: local steps plus exchange steps, all on the agent's own data."""
-
-    run: Run
 
     def check(self, agents: Sequence[Mapping[str, Any]]) -> None:
         """Any agents will do."""

@@ -26,7 +26,7 @@ last + 1)` at the client, `Pass("training", r, s, 0, cut + 1, last + 1)` at the 
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from annotated_types import Ge
@@ -35,7 +35,7 @@ from peertune.aggregate import AGGREGATORS, Tensors, Update, common_start, relat
 from peertune.codecs import Codec, Kind
 from peertune.errors import MethodError
 from peertune.federation import AgentHandle, Federation, Ref
-from peertune.methods.base import Method, Run, State, joined, part
+from peertune.methods.base import Method, State, joined, part
 from peertune.methods.parts import of_client
 from peertune.methods.shared import misfit
 from peertune.payloads import Shares, SplitPlan, Weights
@@ -55,7 +55,7 @@ class Split(Method):
     `variant`: of SplitFed, v1 or v2. `codec`: fp32, fp16, int8 (but for `outliers` channels) or topk (`keep` entries).
     """
 
-    run: Run
+    needs_server: ClassVar[bool] = True
     cut: Annotated[int, Ge(1)] = 1
     cuts: dict[str, Annotated[int, Ge(1)]] | None = None
     last: Annotated[int, Ge(2)] | None = None

@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le
 from peertune.errors import MethodError
 from peertune.federation import NEVER, Federation
 from peertune.matchmakers import Pair
-from peertune.methods.base import Method, Run
+from peertune.methods.base import Method
 from peertune.methods.book import REWARD_LIMIT, implausible
 from peertune.payloads import Change, Claims, Gain, Picks, Verdicts
 
@@ -48,7 +48,6 @@ class TextMethod(Method):
     (1 / kB).
     """
 
-    run: Run
     kd_weight: tuple[Fraction, Fraction] = (0.2, 0.5)
     temperature: Annotated[float, Ge(0), Le(10)] = 0.0
     tested: bool = True
