@@ -35,6 +35,9 @@ def study(  # noqa: PLR0913  each is an option of the command
     quick: Annotated[bool, typer.Option("--quick", help="A small form: seconds, or (knexa) ten minutes.")] = False,
     to: Annotated[Path | None, typer.Option(help="The folder to write; study-NAME here by default.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="knexa: seeds of each configuration.")] = None,
+    arms: Annotated[
+        str | None, typer.Option(metavar="A,B", help="knexa: only these beside a file's method; all by default.")
+    ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="knexa: runs at once; one a core by default.")] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0, help="knexa: stop then, after the running rounds; call again to go on.")
@@ -54,8 +57,14 @@ def study(  # noqa: PLR0913  each is an option of the command
     from peertune.studies import command
 
     if name == "knexa":
-        raise typer.Exit(command.knexa(folder, quick, files or [], set, (seeds, jobs, minutes)))
-    if files or set or seeds or jobs or minutes is not None:
+        from peertune.studies.federations import Limits
+        from peertune.studies.knexa import QUICK, Plan
+
+        plan = QUICK if quick else Plan()
+        changed = (*plan.overrides, *set), _names(arms) or plan.arms
+        given = Plan(tuple(files or plan.files), seeds or plan.seeds, *changed)
+        raise typer.Exit(command.federated(folder, given, Limits(jobs, minutes)))
+    if files or set or seeds or arms or jobs or minutes is not None:
         raise ConfigError(f"the study {name} takes --quick and --to, and no configuration")
     command.synthetic(name, folder, quick)
 
@@ -85,7 +94,7 @@ def compare(  # noqa: PLR0913  each is an option of the command
     from peertune.studies.federations import Limits
 
     folder = to or Path(f"compare-{resolve_recipe(file).stem}")
-    plan = Plan(file, seeds, tuple(set), None if arms is None else tuple(arms.split(",")))
+    plan = Plan(file, seeds, tuple(set), _names(arms))
     raise typer.Exit(command.compare(folder, plan, Limits(jobs, minutes)))
 
 
@@ -119,3 +128,7 @@ def audit(
     target = to or (runs / source / AUDIT if run else Path(f"audit-{Path(source).stem}.json"))
     found.write(target)
     typer.echo(f"{target} written; at a server that also has the head, labels are visible besides")
+
+
+def _names(arms: str | None) -> tuple[str, ...] | None:
+    return None if arms is None else tuple(arms.split(","))

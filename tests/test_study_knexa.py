@@ -432,6 +432,15 @@ def test_the_command_stops_at_ctrl_c(peertune: Command, folder: Path, monkeypatc
     assert code == 130 and "finishing the running rounds" in err and "study-knexa/table.md" in out
 
 
+def test_only_the_arms_that_are_named_are_run(peertune: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(Study, "run", lambda study, *_: seen.append(list(study.jobs[0].config.arms())))
+    peertune("knexa", folder / "tiny.yaml", "--seeds", "1", "--arms", "local")
+    assert seen == [["local", "knexa"]]
+    code, _, err = peertune("knexa", folder / "tiny.yaml", "--seeds", "1", "--arms", "local,pairwize")
+    assert code == 2 and err.startswith("peertune: --arms: ") and "'pairwize'" in err and len(seen) == 1
+
+
 def test_options_of_another_study_are_refused(peertune: Command) -> None:
     code, _, err = peertune("matchmaking", "--seeds", "2")
     assert (code, err) == (2, "peertune: the study matchmaking takes --quick and --to, and no configuration\n")

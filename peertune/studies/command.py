@@ -16,6 +16,7 @@ from peertune.terminal import counting, print_rows
 if TYPE_CHECKING:
     from peertune.studies.compare.plan import Plan
     from peertune.studies.federations import Limits, Study
+    from peertune.studies.knexa import Plan as KnexaPlan
 
 
 def synthetic(name: str, folder: Path, quick: bool) -> None:
@@ -28,22 +29,11 @@ def synthetic(name: str, folder: Path, quick: bool) -> None:
     _show(files)
 
 
-def knexa(
-    folder: Path,
-    quick: bool,
-    files: Sequence[str],
-    overrides: Sequence[str],
-    numbers: tuple[int | None, int | None, float | None],
-) -> int:
-    """Run the study of real federations, as far as `numbers` (seeds, jobs at once, minutes) allow, and print its
-    tables, which hold what is finished; the exit code.
+def federated(folder: Path, plan: "KnexaPlan", limits: "Limits") -> int:
+    """Run the study of real federations, as far as the limits allow, and print its tables, which hold what is finished;
+    the exit code.
     """
-    from peertune.studies.federations import Limits
-    from peertune.studies.knexa import QUICK, Plan
-
-    plan, (seeds, jobs, minutes) = QUICK if quick else Plan(), numbers
-    given = Plan(tuple(files or plan.files), seeds or plan.seeds, (*plan.overrides, *overrides), plan.arms)
-    return _as_far(given.study(folder), Limits(jobs, minutes), _show)
+    return _as_far(plan.study(folder), limits, _show)
 
 
 def compare(folder: Path, plan: "Plan", limits: "Limits") -> int:

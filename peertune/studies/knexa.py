@@ -7,6 +7,7 @@ from typing import Any
 
 from peertune.config.reader import resolve_recipe
 from peertune.config.schema import Config
+from peertune.errors import ConfigError
 from peertune.studies.federations import SEEDS, Missing, Study, jobs_of, rounded, summary_file, with_baselines
 from peertune.studies.goals import DIRICHLET, EXPERTS, FILTERED, HONEST, LIARS, LOCAL, PAIRED, UNIFORM
 from peertune.studies.paired import arms_of
@@ -33,6 +34,9 @@ class Plan:
         for file in self.files:
             seeds = self.seeds or FEDERATIONS.get(resolve_recipe(file).stem, SEEDS)
             jobs += jobs_of(folder, file, seeds, self.overrides, self._only)
+        known = {arm for job in jobs for arm in job.config.arms()}
+        if unknown := sorted({*(self.arms or ())} - known):
+            raise ConfigError(f"--arms: none of {', '.join(self.files)} has an arm {unknown[0]!r}")
         return Study(folder, jobs, pages)
 
     def _only(self, config: Config) -> Config:
