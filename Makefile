@@ -18,8 +18,9 @@ demo-short: $(VENV)/installed
 deploy-demo: $(VENV)/installed-flare
 	$(BIN)/python scripts/deploy_demo.py
 
+# a worker a core, a thread a worker: two threads on a busy core are slower than one
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
