@@ -65,7 +65,13 @@ class Peers:
             self.check(card)
             return
         card.check()
-        cards = self._cards | {card.name: card}
+        self._write(self._cards | {card.name: card})
+
+    def drop(self, name: str) -> None:
+        """Trust the keys that are pinned for `name` no more."""
+        self._write({other: card for other, card in self._cards.items() if other != name})
+
+    def _write(self, cards: dict[str, Card]) -> None:
         private_folder(self.path.parent)
         write_private(self.path, (_HEAD + "".join(map(_table, cards.values()))).encode())
         self._cards = cards
