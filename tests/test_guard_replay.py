@@ -46,11 +46,12 @@ def test_what_was_received_in_a_round_is_known(tmp_path: Path) -> None:
     replay = Replay(tmp_path / "replay.sqlite")
     for source, sequence, round in (("clinic", 2**63 - 1, 1), ("clinic", 4, 1), ("lab", 4, 1), ("lab", 5, 2)):
         assert replay.first("run", source, sequence, round, bytes([sequence % 256]) * 32)
-    assert replay.received("run", 1) == {
-        "clinic": {4: b"\4" * 32, 2**63 - 1: b"\xff" * 32},
-        "lab": {4: b"\4" * 32},
+    assert replay.received("run") == {
+        ("run", 1, "clinic"): {4: b"\4" * 32, 2**63 - 1: b"\xff" * 32},
+        ("run", 1, "lab"): {4: b"\4" * 32},
+        ("run", 2, "lab"): {5: b"\5" * 32},
     }
-    assert replay.received("run", 3) == replay.received("other", 1) == {}
+    assert replay.received("other") == {}
 
 
 def test_the_set_is_there_after_kill_9(tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_two_processes_on_one_file_share_the_messages_out(tmp_path: Path) -> Non
     replay = Replay(tmp_path / "replay.sqlite")
     with replay._store.transaction() as db:
         assert db.execute("SELECT * FROM pragma_integrity_check").fetchall() == [("ok",)]
-    assert len(replay.received("run", 1)["clinic"]) == 3000
+    assert len(replay.received("run")["run", 1, "clinic"]) == 3000
 
 
 def test_a_process_that_leaves_does_not_take_the_log_of_one_that_stays(tmp_path: Path) -> None:
@@ -87,7 +88,8 @@ def test_a_process_that_leaves_does_not_take_the_log_of_one_that_stays(tmp_path:
     process.communicate("\n", timeout=60)
     assert path.with_name("replay.sqlite-wal").exists()
     for replay in replays:
-        assert {source: len(seen) for source, seen in replay.received("run", 1).items()} == {"clinic": 50, "lab": 1}
+        opened = {source: len(seen) for (_, _, source), seen in replay.received("run").items()}
+        assert opened == {"clinic": 50, "lab": 1}
         assert not replay.first("run", "clinic", 49, 1, DIGEST)
         replay.close()
     assert not path.with_name("replay.sqlite-wal").exists()

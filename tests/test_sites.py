@@ -16,6 +16,7 @@ from toy_sites import SESSION, Village
 from peertune.engines import post
 from peertune.engines.base import Argument, Ref
 from peertune.engines.flare import FlareEngine
+from peertune.engines.seal import Plain
 from peertune.engines.worker import Done, Refused, Value
 from peertune.errors import AgentError, ConfigError, PayloadError, PeertuneError
 from peertune.federation import Federation
@@ -251,7 +252,7 @@ def test_a_site_out_of_reach_fails_its_own_calls_and_nobody_elses(village: Villa
 # The seal
 
 
-class Envelope:
+class Envelope(Plain):
     """A seal that shows: it says what it is for, and opens nothing else."""
 
     def __init__(self) -> None:

@@ -12,7 +12,22 @@ from typing import Any, TypeVar
 
 from peertune.engines.base import Argument, Barrier, Engine, Entry, Ref, fields_of
 from peertune.engines.local import Listener
-from peertune.engines.post import FACTS, Answer, Clear, Drain, Drained, Get, Line, Order, Question, Submit, alive, ask
+from peertune.engines.post import (
+    FACTS,
+    Accepted,
+    Answer,
+    Clear,
+    Drain,
+    Drained,
+    Get,
+    Line,
+    Order,
+    Question,
+    Submit,
+    alive,
+    ask,
+)
+from peertune.engines.receipts import Bag
 from peertune.engines.worker import Refused, Started, Value, Withheld
 from peertune.errors import AgentError, ConfigError, PayloadError, PeertuneError
 
@@ -46,6 +61,7 @@ class FlareEngine(Engine):
     ) -> None:
         self._lines, self._session, self._patience, self._listener = lines, session, patience, listener
         self._pool = ThreadPoolExecutor(len(lines), thread_name_prefix="engine")
+        self._receipts = Bag(lines)
         self._silent: set[str] = set()  # sites that were out of reach when last asked
         self._round = self._new_round(0)
         self.facts = [facts for each in self._everywhere(self._describe).values() for facts in each]
@@ -70,7 +86,7 @@ class FlareEngine(Engine):
         self._send()
         state = self._round
         drained = self._everywhere(lambda name: self._ask(name, Drain(self._session, state.number)))
-        self._everywhere(lambda name: self._ask(name, Clear(self._session, state.number)))
+        self._clear(state.number, drained)
         self._round = self._new_round(state.number + 1)
         rows, timings = {}, []
         for ref, done in (call for each in drained.values() if isinstance(each, Drained) for call in each.calls):
@@ -87,6 +103,17 @@ class FlareEngine(Engine):
 
     def close(self) -> None:
         self._pool.shutdown()
+
+    def _clear(self, number: int, drained: Mapping[str, Answer | None]) -> None:
+        """End the round everywhere. Receipts go on to those that they are for, later to one that is out of reach."""
+        for name, each in drained.items():
+            if isinstance(each, Drained):
+                self._receipts.put(name, each.receipts)
+        for name, done in self._everywhere(
+            lambda name: self._ask(name, Clear(self._session, number, self._receipts.of(name)))
+        ).items():
+            if isinstance(done, Accepted):
+                self._receipts.handed(name)
 
     def _new_round(self, number: int) -> _Round:
         return _Round(number, {name: [] for name in self._lines})

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from peertune.engines.base import Argument, Ref
+from peertune.engines.receipts import Receipts
 from peertune.engines.worker import Done, Refused, Started, Value, Withheld
 from peertune.errors import PayloadError
 
@@ -54,11 +55,12 @@ class Drain(msgspec.Struct, tag=True):
     wait: float = LONGEST
 
 
-class Clear(msgspec.Struct, tag=True):
-    """The round has ended everywhere: drop its answers."""
+class Clear(msgspec.Struct, tag=True, omit_defaults=True):
+    """The round has ended everywhere: drop its answers. `receipts`: of others for what they opened, by who signed."""
 
     session: str
     round: int
+    receipts: Receipts = []
 
 
 class Accepted(msgspec.Struct, tag=True):
@@ -69,11 +71,12 @@ class Pending(msgspec.Struct, tag=True):
     """Not yet: ask again."""
 
 
-class Drained(msgspec.Struct, tag=True):
-    """Each call of the round and what came of it; was the agent's process lost in it?"""
+class Drained(msgspec.Struct, tag=True, omit_defaults=True):
+    """Each call of the round and what came of it; was the agent's process lost in it? `receipts`: for whom they are."""
 
     calls: list[tuple[Ref, Done]]
     lost: bool
+    receipts: Receipts = []
 
 
 Question = Submit | Get | Drain | Clear

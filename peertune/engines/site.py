@@ -14,7 +14,7 @@ from functools import partial
 
 import msgspec
 
-from peertune.engines import post
+from peertune.engines import post, receipts
 from peertune.engines.base import ONCE, Argument, Entry, Ref, fields_of
 from peertune.engines.child import Child
 from peertune.engines.local import DIED
@@ -63,7 +63,7 @@ class Site:
     ) -> None:
         self._home, self._session, self._lines = home, session, lines
         self._seal, self._patience = seal or Plain(), patience
-        self._round = _Round(0)
+        self._round, self._closed = _Round(0), False
         self._began: Started | Refused | None = None
         self._changed, self._releasing = threading.Condition(), threading.Lock()
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -83,6 +83,7 @@ class Site:
 
     def close(self) -> None:
         """Stop the agent's process, now."""
+        self._closed = True
         self._tasks.put(None)
         if hasattr(self, "_child"):
             self._child.stop()
@@ -103,6 +104,7 @@ class Site:
             case post.Drain():
                 return self._drain(question)
             case post.Clear():
+                receipts.settle(self._seal, self._home.name, question.round, question.receipts, self._lines)
                 self._enter(question.round + 1)
                 return post.Accepted()
 
@@ -124,7 +126,7 @@ class Site:
                 return post.Pending()
         if self._began and self._child.ended:
             self._lose()
-        return post.Drained(list(state.done.values()), state.lost)
+        return post.Drained(list(state.done.values()), state.lost, receipts.signed(self._seal, self._home.name))
 
     def _enter(self, number: int) -> None:
         """Drop what earlier rounds have left. A process that was lost is started again."""
@@ -211,6 +213,8 @@ class Site:
     def _begin(self) -> None:
         home = self._home
         self._child = Child(dict(home.environment))
+        if self._closed:
+            self._child.stop()
         try:
             began = self._child.ask(Start(home.builder, home.spec, [home.name]))
         except EOFError:

@@ -11,6 +11,7 @@ The header is in the open: run, round, source, destination, sequence, call. A re
 import hashlib
 import secrets
 import threading
+from collections.abc import Iterator
 
 from peertune.errors import SealError
 from peertune.guard.header import MAX_HEAD, Header, difference, read_header, write_header
@@ -18,7 +19,7 @@ from peertune.guard.keys import ENCAPSULATION, SIGNATURE, Identity
 from peertune.guard.outbox import Outbox
 from peertune.guard.padding import pad, padded_size, unpad
 from peertune.guard.peers import Peers
-from peertune.guard.receipts import Receipt, digest_of, read_receipt, sign_receipt
+from peertune.guard.receipts import MAX_CONTENTS, Receipt, digest_of, read_receipt, sign_receipt
 from peertune.guard.replay import Replay
 from peertune.payloads.base import MAX_BYTES
 
@@ -31,8 +32,8 @@ MAX_SEALED = MAX_HEAD + SIGNATURE + ENCAPSULATION["hybrid"] + padded_size(_SALT 
 class Seal:
     """What one party needs to exchange sealed messages in one run. Threads may share it.
 
-    `run` names one start of a run: where rounds and calls are counted anew, another name must stand, or a message that
-    was kept back in an earlier start would fit into the later one.
+    `run` names one start of a run, as `run/start`: where rounds and calls are counted anew, another name must stand.
+    From then on nothing more of the run's earlier starts opens here.
     """
 
     def __init__(self, identity: Identity, peers: Peers, run: str, replay: Replay, outbox: Outbox) -> None:
@@ -41,6 +42,7 @@ class Seal:
         self._run = run
         self._replay = replay
         self._outbox = outbox
+        replay.begin(run)
         # a new start for every process, drawn from so many that no two ever meet: nothing need be stored to go on
         self._sequence = secrets.randbits(62)
         self._lock = threading.Lock()
@@ -86,22 +88,38 @@ class Seal:
         salt, raw = bytes(content[:_SALT]), bytes(content[_SALT:])
         digest = digest_of(salt, hashlib.sha256(raw).digest())
         if not self._replay.first(self._run, source, header.sequence, round, digest):
-            raise SealError(f"message {header.sequence} of {source} was opened before: somebody sent it again")
+            raise SealError(
+                f"message {header.sequence} of {source} was opened before, or its round is over: somebody sent it again"
+            )
         return raw
 
-    def receipts(self, round: int) -> dict[str, bytes]:
-        """Signed receipts for everything that this party opened in a round, by the party that they are for."""
+    def receipts(self) -> list[tuple[str, bytes]]:
+        """Signed receipts, each with the party that it is for, of all that this party opened and has not settled.
+
+        What earlier starts of the run left is among it. Raises `StorageError` if the seen-set cannot be read.
+        """
         mine = self._identity
-        return {
-            source: sign_receipt(mine, Receipt(self._run, round, source, mine.name, contents))
-            for source, contents in self._replay.received(self._run, round).items()
-        }
+        return [
+            (source, sign_receipt(mine, Receipt(run, round, source, mine.name, dict(contents))))
+            for (run, round, source), opened in self._replay.received(self._run).items()
+            for contents in _parts(list(opened.items()))
+        ]
+
+    def settle(self, round: int) -> None:
+        """The receipts of all rounds up to this one were handed over: nothing of these rounds opens any more.
+
+        Raises `StorageError`.
+        """
+        self._replay.settle(self._run, round)
 
     def confirm(self, destination: str, raw: bytes) -> Receipt:
-        """Check a receipt of `destination` and put it to what this party sent. Raises `SealError`."""
+        """Check a receipt of `destination` and put it to what this party sent, in whichever start of a run.
+
+        Raises `SealError`, `StorageError` if the outbox cannot be written.
+        """
         receipt = read_receipt(self._peers[destination], raw)
-        if (receipt.run, receipt.source) != (self._run, self._identity.name):
-            raise SealError(f"a receipt of {destination} is for {receipt.source} in the run {receipt.run!r}")
+        if receipt.source != self._identity.name:
+            raise SealError(f"a receipt of {destination} is for {receipt.source}")
         self._outbox.confirm(receipt, raw)
         return receipt
 
@@ -109,6 +127,11 @@ class Seal:
         with self._lock:
             self._sequence += 1
             return self._sequence
+
+
+def _parts(opened: list[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+    for start in range(0, len(opened), MAX_CONTENTS):
+        yield opened[start : start + MAX_CONTENTS]
 
 
 def _signed(head: bytes, ciphertext: bytes | memoryview) -> bytes:

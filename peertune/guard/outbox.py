@@ -23,8 +23,8 @@ from peertune.payloads.arrays import Arrays
 
 OUTBOX = "outbox.sqlite"
 _SCHEMA = """
-CREATE TABLE receipts (id INTEGER PRIMARY KEY, raw BLOB NOT NULL UNIQUE) STRICT;
-CREATE TABLE departures (
+CREATE TABLE IF NOT EXISTS receipts (id INTEGER PRIMARY KEY, raw BLOB NOT NULL UNIQUE) STRICT;
+CREATE TABLE IF NOT EXISTS departures (
   number INTEGER PRIMARY KEY, time REAL NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL, source TEXT NOT NULL,
   destination TEXT NOT NULL, sequence INTEGER NOT NULL, call INTEGER NOT NULL, kind TEXT NOT NULL,
   size INTEGER NOT NULL, verdict TEXT NOT NULL, content TEXT NOT NULL, salt BLOB NOT NULL, digest BLOB NOT NULL,

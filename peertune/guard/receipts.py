@@ -15,10 +15,10 @@ from peertune.errors import SealError
 from peertune.guard.header import Number, RunName
 from peertune.guard.keys import SIGNATURE, Card, Identity, Key, PartyName
 
-MAX_RECEIPT = 1 << 23  # bytes; 50 to a content
+MAX_RECEIPT = 1 << 20  # bytes; 50 to a content
 _CONTEXT = b"peertune receipt 1\0"
 _MAGIC = b"PTR\x01"
-_MAX_CONTENTS = 1 << 17
+MAX_CONTENTS = 1 << 14  # in one receipt; who opened more signs several
 
 
 class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,7 +28,7 @@ class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     round: Number
     source: PartyName
     destination: PartyName
-    contents: Annotated[dict[Number, Key], Meta(max_length=_MAX_CONTENTS)]
+    contents: Annotated[dict[Number, Key], Meta(max_length=MAX_CONTENTS)]
 
 
 def digest_of(salt: bytes, content: bytes) -> bytes:

@@ -49,7 +49,7 @@ class Store:
     """
 
     def __init__(self, path: Path, schema: str) -> None:
-        """Open `path`, or make it with `schema`. Raises `StorageError`."""
+        """Open `path`; what `schema` makes "IF NOT EXISTS" is there then. Raises `StorageError`."""
         private_folder(path.parent)
         self.path = path
         self._thread = threading.Lock()
@@ -91,12 +91,11 @@ class Store:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            db.executescript(f"BEGIN; {schema} PRAGMA user_version = {_VERSION}; COMMIT;")
-        elif version != _VERSION:
+        if version not in (0, _VERSION):
             raise StorageError(
                 f"{self.path} has version {version}, this peertune reads {_VERSION}; use the version that wrote it"
             )
+        db.executescript(f"BEGIN; {schema} PRAGMA user_version = {_VERSION}; COMMIT;")
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
