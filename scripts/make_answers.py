@@ -8,6 +8,10 @@ task096_conala_list_index_subtraction, ...; those with large numbers are beyond 
 from a folder with banking77_train.csv and banking77_test.csv (train.csv and test.csv of `banking_data` in
 github.com/PolyAI-LDN/task-specific-datasets; columns `text` and `category`).
 
+`questions`: a published file of questions: CommonsenseQA (Talmor et al. 2019, arXiv:1811.00937; JSON Lines), one of
+ARC-Easy, ARC-Challenge and boolq of github.com/AGI-Edgerunners/LLM-Adapters (Hu et al. 2023, arXiv:2304.01933), or a
+task of Super-NaturalInstructions. Categories are the answers, where there are few; rare ones are left out.
+
 Prompts are docstrings and answers are the lines that return them: the form that the bundled models know.
 """
 
@@ -15,8 +19,10 @@ import argparse
 import csv
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from peertune.errors import ConfigError
 
@@ -24,6 +30,8 @@ Numbers = list[int]
 Row = tuple[str, str, str]  # category, question, answer
 
 EACH = 400  # questions of a category about lists
+FEW = 8  # answers that are categories, unless one is
+RARE = 0.02  # of all
 LISTS: dict[str, tuple[str, Callable[[Numbers], object]]] = {  # category -> (question, answer)
     "first": ("first number of {}", lambda numbers: numbers[0]),
     "last": ("last number of {}", lambda numbers: numbers[-1]),
@@ -82,10 +90,55 @@ def intent_rows(folder: Path) -> Iterator[Row]:
                     yield categories[row["category"]], " ".join(row["text"].split()), row["category"]
 
 
+def question_rows(path: Path, longest: int) -> Iterator[Row]:
+    """The questions of a published file that have no more than `longest` characters.
+
+    Raises `ConfigError` if the file has none of the three forms.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+        pairs = [(" ".join(question.split()), answer) for question, answer in map(_question, _items(found))]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: expected CommonsenseQA, a file of LLM-Adapters or a task of Super-NaturalInstructions; "
+            f"it is none ({type(error).__name__})"
+        ) from None
+    kept = [(question, answer) for question, answer in pairs if len(question) <= longest and '"' not in question]
+    counts = Counter(answer for _, answer in kept)
+    few = len(counts) <= FEW
+    for question, answer in kept:
+        if not few or counts[answer] >= RARE * len(kept):
+            yield answer if few else "all", question, answer
+
+
+def _items(found: Any) -> list[dict[str, Any]]:
+    return found["Instances"] if isinstance(found, dict) else found
+
+
+def _question(item: dict[str, Any]) -> tuple[str, str]:
+    """One question and its answer."""
+    if "answerKey" in item:  # CommonsenseQA
+        choices = " ".join(f"{choice['label']}: {choice['text']}" for choice in item["question"]["choices"])
+        return f"{item['question']['stem']} {choices}", item["answerKey"]
+    if "instruction" in item:  # LLM-Adapters
+        _, _, asked = item["instruction"].partition("question: ")
+        return asked.partition("Answer format")[0], item["answer"]
+    return item["input"], item["output"][0]
+
+
 def record(row: Row) -> str:
     category, question, answer = row
     fields = {"prompt": f'"""{question}"""', "completion": f"\n    return {answer}", "category": category}
     return json.dumps(fields)
+
+
+def _rows(arguments: argparse.Namespace) -> Iterator[Row]:
+    if arguments.kind == "lists":
+        return list_rows(arguments.seed)
+    if arguments.kind == "intents":
+        return intent_rows(arguments.folder)
+    return question_rows(arguments.file, arguments.longest)
 
 
 def main() -> None:
@@ -95,11 +148,14 @@ def main() -> None:
     lists.add_argument("--seed", type=int, default=0)
     intents = kinds.add_parser("intents", help="messages to a bank and what they are about, from BANKING77")
     intents.add_argument("folder", type=Path, help="holds banking77_train.csv and banking77_test.csv")
-    for each in (lists, intents):
+    questions = kinds.add_parser("questions", help="a published file of CommonsenseQA, ARC, BoolQ or SuperNI")
+    questions.add_argument("file", type=Path)
+    questions.add_argument("--longest", type=int, default=240, help="of a question, in characters; 240 by default")
+    for each in (lists, intents, questions):
         each.add_argument("out", type=Path, help="the .jsonl file to write")
     arguments = parser.parse_args()
     try:
-        rows = list(list_rows(arguments.seed) if arguments.kind == "lists" else intent_rows(arguments.folder))
+        rows = list(_rows(arguments))
     except ConfigError as error:
         parser.error(str(error))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
