@@ -1,4 +1,4 @@
-"""The commands of a run across organisations: `provision`, `coordinator`, `join`, `status`, `stop`, and `run --on`."""
+"""The commands of a run across organisations: to set a federation up and change it, to take part, to run."""
 
 import tempfile
 from contextlib import closing
@@ -9,16 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peertune.errors import ConfigError, PeertuneError
-from peertune.options import Set, Source
+from peertune.options import Source
 
 if TYPE_CHECKING:
     from peertune.config.schema import Config
+    from peertune.deploy.documents import Request
+    from peertune.deploy.organiser import Organiser
 
-Kit = Annotated[Path, typer.Argument(help="A start-up kit, as `peertune provision` makes them.")]
+Kit = Annotated[Path, typer.Argument(help="A start-up kit: the folder of one party.")]
 On = Annotated[Path, typer.Option("--on", metavar="KIT", help="The submitter's kit.")]
 OptionalOn = Annotated[
     Path | None, typer.Option("--on", metavar="KIT", help="Submit it from the submitter's kit, and follow it.")
 ]
+KITS = Path("kits")
+Kits = Annotated[Path, typer.Option(help="The organiser's folder.")]
+Changed = Annotated[list[str], typer.Option(metavar="PARTY", help="This party has made new keys; repeatable.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
@@ -26,22 +31,103 @@ def provision(
     file: Source,
     host: Annotated[str, typer.Option(help="The coordinator's host, as all sites will know it.")],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Its one open port.")] = 443,
-    to: Annotated[Path, typer.Option(help="The folder to write.")] = Path("kits"),
+    to: Annotated[Path, typer.Option(help="The organiser's folder, which is made.")] = KITS,
     project: Annotated[str, typer.Option(help="The name of the federation.")] = "peertune",
-    set: Set = [],  # noqa: B006
+    central: Annotated[bool, typer.Option("--central", help="Make everybody's keys and kits here: for tests.")] = False,
 ) -> None:
-    """Make the start-up kits of a run: for the coordinator, for every agent, and to submit runs with.
-
-    All keys are made here. Give each kit to its owner over a channel that you trust, and keep `authority` to yourself:
-    it signs certificates.
-    """
+    """Found a federation: an authority, the kits of coordinator and submitter, and an invitation for every site."""
     _check_installed()
     from peertune.config import read_config, resolve_recipe
-    from peertune.deploy.provision import provision as make
+    from peertune.deploy import provision as centrally
+    from peertune.deploy.documents import project_of
+    from peertune.deploy.organiser import Organiser
 
-    kits = make(read_config(resolve_recipe(file), set), project, (host, port), to)
-    for owner, kit in kits.items():
-        typer.echo(f"{owner:<16} {kit}")
+    config = read_config(resolve_recipe(file))
+    if central:
+        for owner, kit in centrally.provision(config, project, (host, port), to).items():
+            typer.echo(f"{owner:<16} {kit}")
+    else:
+        _tell_invitations(Organiser.found(to, config, project_of(project, host, port)))
+
+
+def reconfigure(file: Source, kits: Kits = KITS) -> None:
+    """Give a federation another configuration. Who is new in FILE is invited; who is not in it any more is removed."""
+    _check_installed()
+    from peertune.config import read_config, resolve_recipe
+    from peertune.deploy.organiser import Organiser
+
+    organiser = Organiser.open(kits)
+    organiser.configure(read_config(resolve_recipe(file)))
+    _tell_invitations(organiser)
+    _tell_list(organiser.list)
+
+
+def request(
+    invitation: Annotated[Path, typer.Argument(help="The invitation that the organiser sent.")],
+    to: Annotated[Path | None, typer.Option(help="The kit to make; a folder of the party's name by default.")] = None,
+) -> None:
+    """Make this site's keys and kit, and its request to the organiser. The private keys stay in the kit."""
+    _check_installed()
+    from peertune.deploy.documents import Invitation, read_document
+    from peertune.deploy.request import begin
+
+    invited = read_document(invitation, Invitation)
+    kit = to or Path(invited.party)
+    _tell_request(kit, begin(invited, kit))
+
+
+def renew(
+    kit: Kit,
+    keys: Annotated[bool, typer.Option("--keys", help="Make new keys too; the old ones serve until `accept`.")] = False,
+) -> None:
+    """Ask the organiser for a new certificate, for the keys that a kit has, or for new ones."""
+    _check_installed()
+    from peertune.deploy.request import ask
+
+    _tell_request(kit, ask(kit, new_keys=keys))
+
+
+def approve(
+    requests: Annotated[list[Path], typer.Argument(help="Requests that sites sent.")],
+    kits: Kits = KITS,
+    changed: Changed = [],  # noqa: B006
+    yes: Yes = False,
+) -> None:
+    """Sign the certificates of sites, and the list of members, which goes to everybody."""
+    _check_installed()
+    from peertune.deploy.organiser import Organiser
+
+    organiser = Organiser.open(kits)
+    asked = [organiser.read(path) for path in requests]
+    for each in asked:
+        typer.echo(f"{each.party:<16} {each.news:<8} {each.fingerprint}")
+    unknown = any(each.news != "known" for each in asked)
+    if unknown and not yes and not typer.confirm("Does every one of them read out the same?"):
+        raise PeertuneError("not approved; ask for the request again, over another channel")
+    _tell_list(organiser.approve(asked, changed))
+    for party in organiser.waiting:
+        typer.echo(f"still to come: the request of {party}")
+
+
+def accept(
+    kit: Kit,
+    members: Annotated[Path, typer.Argument(help="The list of members that the organiser sent.")],
+    changed: Changed = [],  # noqa: B006
+    yes: Yes = False,
+) -> None:
+    """Take in the list of members: this kit's certificate, the keys of all others, and the configuration."""
+    _check_installed()
+    from peertune.deploy.members import examine, take
+    from peertune.deploy.trust import confirm
+
+    offer = examine(kit, members, changed)
+    for line in offer.changes:
+        typer.echo(f"changes: {line}")
+    agreed = _compare(kit, offer.seen, yes)
+    take(offer)
+    if agreed:
+        confirm(kit, offer.seen)
+    typer.echo(f"{kit} is up to date; what runs from it takes it up when it is started again")
 
 
 def coordinator(kit: Kit, yes: Yes = False) -> None:
@@ -70,30 +156,6 @@ def join(
         raise ConfigError(f"{kit} is the coordinator's kit; start it with `peertune coordinator {kit}`")
     settle(kit, model=model, data=data, runs=runs)
     _keep_running(kit, yes)
-
-
-def keys(kit: Kit) -> None:
-    """Make the keys of this party anew, here, so that nobody else has ever had them; the others must pin its card."""
-    from peertune.deploy.sealing import own_keys
-
-    card, found = own_keys(kit)
-    typer.echo(f"{card} written; fingerprint {found}")
-    typer.echo("give the file to all other parties, who pin it: `peertune pin KIT CARD`")
-
-
-def pin(
-    kit: Kit,
-    card: Annotated[Path, typer.Argument(help="Another party's card, as `peertune keys` writes it.")],
-    yes: Yes = False,
-) -> None:
-    """Pin the keys of another party: only what is sealed and signed with them is read."""
-    from peertune.deploy.sealing import pinned, read_card
-
-    found = read_card(card)
-    typer.echo(f"{found.name}  {found.fingerprint}")
-    if not yes and not typer.confirm(f"Does {found.name} read out the same?"):
-        raise PeertuneError(f"not pinned; ask {found.name} for its card, over another channel")
-    pinned(kit).pin(found)
 
 
 def status(on: On) -> None:
@@ -147,23 +209,54 @@ def run_on(kit: Path, config: "Config", name: str) -> None:
     typer.echo(f"{name} is done; on the coordinator's host: peertune show {name} --runs KIT/runs")
 
 
-COMMANDS = (provision, coordinator, join, keys, pin, status, stop)
+COMMANDS = (provision, request, approve, accept, renew, reconfigure, coordinator, join, status, stop)
+
+
+def _tell_invitations(organiser: "Organiser") -> None:
+    typer.echo(f"{'authority':<16} {organiser.authority}")
+    for party, path in organiser.waiting.items():
+        typer.echo(f"{party:<16} {path}: send it to {party}, who runs `peertune request {path.name}`")
+
+
+def _tell_list(path: Path) -> None:
+    typer.echo(f"{path} written: send it to everybody, who runs `peertune accept KIT {path.name}`")
+
+
+def _tell_request(kit: Path, request: "Request") -> None:
+    from peertune.deploy.documents import config_of, write_document
+    from peertune.deploy.home import digest
+    from peertune.deploy.trust import SHOWN, decoded, invitation_of
+
+    path = kit.with_name(f"{request.party}.request")
+    write_document(path, request)
+    typer.echo(f"authority        {request.authority}")
+    typer.echo(f"configuration    {digest(config_of(invitation_of(kit).config))[:SHOWN]}")
+    if request.card:
+        typer.echo(f"own keys         {decoded(request.party, request.card).fingerprint}")
+    typer.echo(f"{path} written; send it to the organiser, and read out the line above to all")
 
 
 def _keep_running(kit: Path, yes: bool) -> None:
-    from peertune.deploy.kit import fingerprint, is_server
-    from peertune.deploy.sealing import fingerprints
     from peertune.deploy.start import keep_running
+    from peertune.deploy.trust import confirm, facts_of
 
-    startup = kit / "startup"
-    own = startup / ("server.crt" if (startup / "server.crt").is_file() else "client.crt")
-    typer.echo(f"this kit's certificate  {fingerprint(own)}")
-    typer.echo(f"the authority's         {fingerprint(startup / 'rootCA.pem')}")
-    for party, digits in ({} if is_server(kit) else fingerprints(kit)).items():
-        typer.echo(f"keys of {party:<15} {digits}")
-    if not yes and not typer.confirm("Do these agree with what the others see?"):
-        raise PeertuneError("not started; ask whoever made the kits for theirs, over another channel")
+    seen = facts_of(kit)
+    if _compare(kit, seen, yes):
+        confirm(kit, seen)
     keep_running(kit, lambda line: typer.echo(line, err=True))
+
+
+def _compare(kit: Path, seen: dict[str, str], yes: bool) -> bool:
+    """Show what all must see alike. Has its owner said, now or before, that they do? Raises `PeertuneError` if not."""
+    from peertune.deploy.trust import is_confirmed
+
+    for name, digits in seen.items():
+        typer.echo(f"{name:<24} {digits}")
+    if is_confirmed(kit, seen):
+        return True
+    if not yes and not typer.confirm("Do these agree with what the others see?"):
+        raise PeertuneError("nothing was changed or started; compare with the others over another channel")
+    return not yes
 
 
 def _check_installed() -> None:

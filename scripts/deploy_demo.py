@@ -42,7 +42,8 @@ def main() -> None:
     file, kits = folder / "demo.yaml", folder / "kits"
     file.write_text(yaml.safe_dump(CONFIG))
     port = str(free_port())
-    subprocess.run([*COMMAND, "provision", file, "--host", "localhost", "--port", port, "--to", kits], check=True)
+    address = ["--host", "localhost", "--port", port]
+    subprocess.run([*COMMAND, "provision", file, *address, "--to", kits, "--central"], check=True)
     with ExitStack() as running:
         parties = {"coordinator": running.enter_context(Party(kits / "coordinator", "coordinator"))}
         for agent in CONFIG["agents"]:

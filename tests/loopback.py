@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from peertune.config.schema import Config
-from peertune.deploy.provision import AUTHORITY, provision
+from peertune.deploy.provision import provision
 from peertune.deploy.start import descendants, end_tree, launch
 
 
@@ -22,7 +22,6 @@ class Loopback:
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder = folder
         self.kits = provision(config, "loopback", ("localhost", free_port()), folder / "kits")
-        self.kits.pop(AUTHORITY, None)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     @property

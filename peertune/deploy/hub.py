@@ -11,7 +11,7 @@ from nvflare.fuel.flare_api import api_spec
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from peertune.deploy.job import OUTCOME, PROGRESS, Outcome
-from peertune.deploy.provision import SUBMITTER
+from peertune.deploy.skeleton import ADMIN
 from peertune.errors import PeertuneError
 
 POLL = 2.0  # seconds between two looks
@@ -97,7 +97,7 @@ class Hub:
 
     def _login(self) -> Session:
         if self._session is None:
-            self._session = new_secure_session(SUBMITTER, str(self._kit), timeout=LOGIN)
+            self._session = new_secure_session(ADMIN, str(self._kit), timeout=LOGIN)
         return self._session
 
 

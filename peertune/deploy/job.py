@@ -9,6 +9,7 @@ import msgspec
 
 from peertune.ledger import SERVER
 
+HUB = "server"  # what FLARE calls the coordinator
 SERVER_SITE = "0server"  # no agent can have this name
 SITE = "peertune.deploy.parts.FlareSite"
 COORDINATOR = "peertune.deploy.coordinator.FlareCoordinator"
@@ -58,7 +59,7 @@ def write_job(folder: Path, arguments: Mapping[str, Any], *, site: str = SITE, c
         "resource_spec": {},
         "min_clients": len(arguments["sites"]),
         "mandatory_clients": sorted(arguments["sites"].values()),
-        "deploy_map": {"app": ["@ALL"]},
+        "deploy_map": {"app": [HUB, *sorted(arguments["sites"].values())]},  # nobody else who is connected hears of it
     }
     for path, body in (
         (app / "config_fed_server.json", server),

@@ -4,9 +4,7 @@ No code that comes with a job is run, a job may name the parts of this package o
 site from afar, and every kit keeps its own stores.
 """
 
-import hashlib
 import json
-import ssl
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +66,6 @@ def harden(kit: Path) -> None:
     }
     for name, body in files.items():
         (local / name).write_text(json.dumps(body, indent=1), encoding="utf-8")
-
-
-def fingerprint(certificate: Path) -> str:
-    """SHA-256 of a certificate, as two people read it to each other. Raises `ConfigError`."""
-    try:
-        der = ssl.PEM_cert_to_DER_cert(certificate.read_text(encoding="ascii"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{certificate} is no certificate ({error}); ask for the kit again") from None
-    digest = hashlib.sha256(der).hexdigest().upper()
-    return ":".join(digest[place : place + 4] for place in range(0, len(digest), 4))
 
 
 def _read(path: Path) -> dict[str, Any]:

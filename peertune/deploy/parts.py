@@ -10,6 +10,7 @@ import msgspec
 from nvflare.collab import CollabCallError, collab
 
 from peertune.deploy.home import home, read_settings
+from peertune.deploy.job import HUB
 from peertune.deploy.sealing import seal_of
 from peertune.engines.post import Line
 from peertune.engines.seal import Seal
@@ -19,7 +20,6 @@ from peertune.errors import ConfigError
 from peertune.ledger import COORDINATOR
 from peertune.runs import new_run
 
-HUB = "server"  # what FLARE calls the coordinator
 WIDTH = 200  # characters of an error that are passed on
 
 
