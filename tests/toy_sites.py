@@ -1,6 +1,6 @@
 """Toy agents at sites of their own, with no network between them: a line is a function call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -26,13 +26,13 @@ def line(site: Callable[[], Site], caller: str) -> Line:
 
 
 class Village:
-    """The sites of toy agents, and an engine that reaches them."""
+    """The sites of toy agents, and an engine that reaches them. `seal`: one for all, or one of each name."""
 
     def __init__(
         self,
         folder: Path,
         deadline: float = 60.0,
-        seal: Seal | None = None,
+        seal: Seal | Mapping[str, Seal] | None = None,
         names: Sequence[str] = NAMES,
         **spec: str,
     ) -> None:
@@ -40,7 +40,8 @@ class Village:
         self.sites: dict[str, Site] = {}
         for name in names:
             others = {other: line(lambda other=other: self.sites[other], name) for other in names if other != name}
-            self.sites[name] = Site(home(name, folder, deadline, **spec), SESSION, others, seal, patience=1.0)
+            own = seal[name] if isinstance(seal, Mapping) else seal
+            self.sites[name] = Site(home(name, folder, deadline, **spec), SESSION, others, own, patience=1.0)
         try:
             self.engine = FlareEngine(self.lines(), SESSION, patience=1.0)
         except BaseException:
