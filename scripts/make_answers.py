@@ -99,7 +99,7 @@ def question_rows(path: Path, longest: int) -> Iterator[Row]:
         text = path.read_text(encoding="utf-8")
         found = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
         pairs = [(" ".join(question.split()), answer) for question, answer in map(_question, _items(found))]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path}: expected CommonsenseQA, a file of LLM-Adapters or a task of Super-NaturalInstructions; "
             f"it is none ({type(error).__name__})"

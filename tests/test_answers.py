@@ -20,9 +20,10 @@ from peertune.tasks.disjoint import check_disjoint
 
 ROOT = Path(__file__).parent.parent
 BANKING = ROOT.parent / "shared" / "data" / "cls"
+SUPERNI_DATA = BANKING.parent / "superni"
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from make_answers import INTENTS, LISTS, intent_rows, list_rows, record  # noqa: E402
+from make_answers import INTENTS, LISTS, intent_rows, list_rows, question_rows, record  # noqa: E402
 
 SIZES = {"test": 5, "probe": 2, "transfer": 4, "validation": 3, "train": 7}
 
@@ -237,3 +238,51 @@ def test_the_intents_of_banking77(tmp_path: Path) -> None:
     task = Answers(str(tmp_path / "intents.jsonl"), 0, sizes)
     assert task.categories == tuple(INTENTS)
     check_disjoint("banking77", **{split: task.examples(split) for split in ORDER})
+
+
+CSQA = {"answerKey": "B", "question": {"stem": "Where is  it?", "choices": [
+    {"label": "A", "text": "here"}, {"label": "B", "text": "far away"}]}}  # fmt: skip
+ADAPTERS = {
+    "instruction": "Answer with true or false, question: is it\n\nAnswer format: true/false",
+    "answer": "true",
+}
+SUPERNI = {"input": "Who is it ?", "output": ["Person", "person"]}
+
+
+@pytest.mark.parametrize(("name", "text", "row"), [
+    ("a.jsonl", json.dumps(CSQA) + "\n", ("B", "Where is it? A: here B: far away", "B")),
+    ("a.json", json.dumps([ADAPTERS]), ("true", "is it", "true")),
+    ("a.json", json.dumps({"Definition": "", "Instances": [SUPERNI]}), ("Person", "Who is it ?", "Person")),
+])  # fmt: skip
+def test_published_questions(tmp_path: Path, name: str, text: str, row: tuple[str, str, str]) -> None:
+    (tmp_path / name).write_text(text)
+    assert list(question_rows(tmp_path / name, 240)) == [row]
+    assert list(question_rows(tmp_path / name, len(row[1]) - 1)) == []
+
+
+def test_answers_are_categories_where_they_are_few_and_not_rare(tmp_path: Path) -> None:
+    def rows(answers: list[str]) -> list[tuple[str, str, str]]:
+        found = {"Instances": [{"input": f"{number}?", "output": [each]} for number, each in enumerate(answers)]}
+        (tmp_path / "task.json").write_text(json.dumps(found))
+        return list(question_rows(tmp_path / "task.json", 240))
+
+    assert Counter(category for category, _, _ in rows(["a"] * 60 + ["b"] * 40 + ["c"])) == {"a": 60, "b": 40}
+    assert {category for category, _, _ in rows(list("abcdefghi"))} == {"all"}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": []}', '[{"instruction": 1}]'])
+def test_files_of_another_form_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ConfigError, match="expected CommonsenseQA, a file of LLM-Adapters or a task"):
+        list(question_rows(tmp_path / "a.json", 240))
+
+
+@pytest.mark.skipif(not SUPERNI_DATA.is_dir(), reason=f"Super-NaturalInstructions is not at {SUPERNI_DATA}")
+def test_the_questions_of_trec(tmp_path: Path) -> None:
+    rows = list(question_rows(SUPERNI_DATA / "task1289_trec_classification.json", 240))
+    assert {row[0] for row in rows} == {"Description", "Entity", "Location", "Person", "Quantity"} and len(rows) > 5000
+    (tmp_path / "trec.jsonl").write_text("".join(record(row) + "\n" for row in rows))
+    sizes = {"train": 240, "validation": 48, "transfer": 96, "probe": 0, "test": 96}
+    check_disjoint(
+        "trec", **{split: Answers(str(tmp_path / "trec.jsonl"), 0, sizes).examples(split) for split in ORDER}
+    )
