@@ -163,6 +163,36 @@ def test_another_run_round_call_source_or_destination_does_not_open(party: dict[
     assert party["lab"].open("clinic", 1, sealed, CALL) == TEXT
 
 
+def test_a_message_of_a_settled_round_or_of_an_earlier_start_does_not_open(tmp_path: Path) -> None:
+    """What the hub kept back: it was not opened before, and never is."""
+    everyone = identities(tmp_path, ("clinic", "lab"))
+
+    def start(run: str) -> tuple[Seal, Seal]:
+        clinic, lab = everyone["clinic"], everyone["lab"]
+        return seal_of(tmp_path, clinic, [lab], run), seal_of(tmp_path, lab, [clinic], run)
+
+    clinic, lab = start("run/1")
+    kept = [clinic.close("lab", round, TEXT, CALL) for round in (0, 1, 1)]
+    lab.settle(0)
+    assert "opened before, or its round is over" in refused(lab, kept[0], round=0)
+    assert lab.open("clinic", 1, kept[1], CALL) == TEXT
+    start("run/2")
+    assert "opened before, or its round is over" in refused(lab, kept[2])
+    again = start("run/1")[1]  # the hub starts it once more under its old name
+    for message, round in ((kept[0], 0), (kept[1], 1), (kept[2], 1)):
+        assert "opened before, or its round is over" in refused(again, message, round=round)
+
+
+def test_who_opened_much_signs_several_receipts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envelope, "MAX_CONTENTS", 3)
+    party = seals(tmp_path, NAMES)
+    for call in range(7):
+        party["lab"].open("clinic", 1, party["clinic"].close("lab", 1, TEXT, call), call)
+    receipts = party["lab"].receipts()
+    found = [len(party["clinic"].confirm("lab", raw).contents) for _, raw in receipts]
+    assert found == [3, 3, 1] and {source for source, _ in receipts} == {"clinic"}
+
+
 def _files(folder: Path) -> tuple[envelope.Replay, Outbox]:
     return envelope.Replay(folder / "other.sqlite"), Outbox(folder / "other")
 

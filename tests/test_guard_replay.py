@@ -54,6 +54,74 @@ def test_what_was_received_in_a_round_is_known(tmp_path: Path) -> None:
     assert replay.received("other") == {}
 
 
+def test_what_is_settled_is_forgotten_and_never_first_again(tmp_path: Path) -> None:
+    replay = Replay(tmp_path / "replay.sqlite")
+    replay.begin("run/1")
+    for round in (0, 1, 2):
+        assert replay.first("run/1", "clinic", round, round, DIGEST)
+    replay.settle("run/1", 1)
+    assert list(replay.received("run/1")) == [("run/1", 2, "clinic")]
+    assert not any(replay.first("run/1", "clinic", sequence, round, DIGEST) for sequence in (0, 9) for round in (0, 1))
+    assert not replay.first("run/1", "clinic", 2, 2, DIGEST) and replay.first("run/1", "clinic", 9, 2, DIGEST)
+    replay.settle("run/1", 0)  # late, or again
+    assert not replay.first("run/1", "clinic", 10, 1, DIGEST)
+
+
+def test_a_start_ends_the_earlier_ones_of_its_run_and_of_no_other(tmp_path: Path) -> None:
+    """What they opened waits for its receipt, and what they did not opens no more, whoever asks again."""
+    replay = Replay(tmp_path / "replay.sqlite")
+    for run in ("run/1", "run-2/1", "run", "other/1"):
+        replay.begin(run)
+        assert replay.first(run, "clinic", 1, 5, DIGEST)
+    replay.begin("run/2")
+    assert [replay.first(run, "clinic", 2, 5, DIGEST) for run in ("run/1", "run-2/1", "run", "other/1", "run/2")] == [
+        *(False, True, True, True, True)
+    ]
+    assert list(replay.received("run/2")) == [("run/1", 5, "clinic"), ("run/2", 5, "clinic")]
+    replay.begin("run/1")  # somebody starts it under its old name
+    assert not replay.first("run/1", "clinic", 3, 0, DIGEST)
+    replay.settle("run/2", 5)
+    assert replay.received("run/2") == replay.received("run/1") == {}
+    assert len(replay.received("run-2/1")) == len(replay.received("run")) == len(replay.received("other/1")) == 1
+
+
+def test_an_ended_start_that_is_late_settles_nothing_of_the_one_that_ended_it(tmp_path: Path) -> None:
+    replay = Replay(tmp_path / "replay.sqlite")
+    for run in ("run/1", "run/2"):
+        replay.begin(run)
+        assert replay.first(run, "clinic", 1, 0, DIGEST)
+    replay.settle("run/1", 7)
+    assert list(replay.received("run/2")) == [("run/2", 0, "clinic")]
+    assert replay.first("run/2", "clinic", 2, 0, DIGEST)
+
+
+def test_a_run_of_many_rounds_leaves_one_row(tmp_path: Path) -> None:
+    replay = Replay(tmp_path / "replay.sqlite")
+    for start in ("run/1", "run/2"):
+        replay.begin(start)
+        for round in range(50):
+            for sequence in range(20):
+                assert replay.first(start, "clinic", 100 * round + sequence, round, DIGEST)
+            replay.settle(start, round)
+    with replay._store.transaction() as db:
+        assert db.execute("SELECT COUNT(*) FROM seen").fetchone() == (0,)
+        assert db.execute("SELECT * FROM starts ORDER BY run").fetchall() == [("run/1", 2**63 - 1), ("run/2", 50)]
+    replay.close()
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 1 << 15
+
+
+def test_a_set_of_an_earlier_peertune_is_taken_over(tmp_path: Path) -> None:
+    """One from before rounds were settled: the same version, a table less."""
+    path = tmp_path / "replay.sqlite"
+    replay = Replay(path)
+    assert replay.first("run", "clinic", 1, 1, DIGEST)
+    replay._store._db.execute("DROP TABLE starts")
+    replay.close()
+    again = Replay(path)
+    again.begin("run")
+    assert not again.first("run", "clinic", 1, 1, DIGEST) and again.first("run", "clinic", 2, 1, DIGEST)
+
+
 def test_the_set_is_there_after_kill_9(tmp_path: Path) -> None:
     path = tmp_path / "replay.sqlite"
     process = taker(path, "killed", 20)

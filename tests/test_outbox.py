@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -115,6 +116,7 @@ def test_it_is_searched_by_party_kind_and_text(tmp_path: Path) -> None:
 def test_two_processes_write_to_one_outbox(tmp_path: Path, party: dict[str, Seal], box: Outbox) -> None:
     script = """
 import sys
+import time
 from pathlib import Path
 from peertune.guard import *
 home = Path(sys.argv[1])
@@ -260,6 +262,98 @@ def test_the_command_exports_what_left(party: dict[str, Seal], tmp_path: Path) -
         assert path.stat().st_mode & 0o077 == 0, path
     with pytest.raises(ConfigError, match="exists and is not overwritten"):
         sent.outbox(str(tmp_path / "clinic"), export=target)
+
+
+# What its owner prunes
+
+
+DAY = 86_400.0
+
+
+def aged(box: Outbox, days: dict[int, float]) -> None:
+    """Make departures older: by number, in days before now."""
+    with box._store.transaction() as db:
+        for number, age in days.items():
+            db.execute("UPDATE departures SET time = time - ? WHERE number = ?", (age * DAY, number))
+
+
+def stored(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "clinic" / "outbox" / "contents").iterdir()}
+
+
+def test_nothing_is_deleted_but_what_its_owner_prunes(party: dict[str, Seal], box: Outbox, tmp_path: Path) -> None:
+    """Old rows go, and with them the contents and receipts that nothing else names; the rest is as it was."""
+    for round, raws in enumerate(([TEXTS[0], WEIGHTS], [TEXTS[0]]), 1):
+        exchange(party, raws, round)
+        party["clinic"].confirm("lab", party["lab"].receipts()[-1][1])
+    aged(box, {1: 40, 2: 40, 3: 20})
+    before = box.departures()
+    now = before[0].time + 40 * DAY
+    assert box.prune(now - 50 * DAY) == (0, 0) and box.departures() == before
+    assert box.prune(now - 30 * DAY) == (2, len(WEIGHTS))
+    assert box.departures() == before[2:] and box.content(before[2]) == TEXTS[0]
+    assert stored(tmp_path) == {hashlib.sha256(TEXTS[0]).hexdigest()}
+    assert box.receipt(before[2]) is not None
+    with box._store.transaction() as db:
+        assert db.execute("SELECT id FROM receipts").fetchall() == [(before[2].receipt,)]
+    exchange(party, [WEIGHTS], 3)  # a content that was pruned may leave again
+    assert box.content(box.departures()[-1]) == WEIGHTS
+    assert box.prune(now + DAY) == (2, len(TEXTS[0]) + len(WEIGHTS)) and not stored(tmp_path)
+
+
+def test_what_a_kill_left_is_pruned_too(party: dict[str, Seal], box: Outbox, tmp_path: Path) -> None:
+    """A content without a row, and half of one."""
+    exchange(party, [TEXTS[0]])
+    for name in ("0" * 64, f".{'1' * 64}.4711.1"):
+        (box.folder / "contents" / name).write_bytes(b"12345")
+    assert box.prune(0.0) == (0, 10)
+    assert stored(tmp_path) == {hashlib.sha256(TEXTS[0]).hexdigest()}
+
+
+def test_pruning_while_another_process_seals_loses_no_content(
+    tmp_path: Path, party: dict[str, Seal], box: Outbox
+) -> None:
+    """The same contents again and again, each deleted as soon as nothing names it, and named again."""
+    script = """
+import sys
+import time
+from pathlib import Path
+from peertune.guard import *
+home = Path(sys.argv[1])
+seal = Seal(Identity.read(home / "keys.json"), Peers.read(home / "peers.toml"), "run-1",
+            Replay(home / "replay.sqlite"), Outbox(home / "outbox"))
+for call in range(300):
+    seal.close("lab", 1, bytes([call % 3]), call)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "clinic")])
+    pruned = 0
+    while process.poll() is None:
+        if found := box.departures():
+            box.content(found[-1])
+            pruned += box.prune(found[-1].time)[0]
+    assert process.wait() == 0 and pruned > 0
+    assert pruned + len(box.departures()) == 300
+    assert {box.content(departure) for departure in box.departures()} <= {b"\0", b"\1", b"\2"}
+
+
+def test_the_command_prunes_one_outbox_before_a_day(
+    party: dict[str, Seal], box: Outbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    exchange(party, [TEXTS[0], WEIGHTS])
+    aged(box, {1: 3})
+    today = time.strftime("%Y-%m-%d", time.localtime(box.departures()[1].time))
+    code, out, _ = command(monkeypatch, capsys, tmp_path / "clinic", "--prune-before", today)
+    assert (code, out.replace("\n", "")) == (
+        0,
+        f"{box.folder}: 1 departures from before {today} deleted, {len(TEXTS[0])} bytes of contents",
+    )
+    assert [departure.number for departure in box.departures()] == [2]
+    assert command(monkeypatch, capsys, tmp_path / "clinic", "--prune-before", "yesterday")[0] == 2
+    code, _, err = command(monkeypatch, capsys, tmp_path / "clinic", "--prune-before", today, "--to", "lab")
+    assert code == 2 and "give no other option with it" in err
+    code, _, err = command(monkeypatch, capsys, tmp_path, "--prune-before", today)
+    assert code == 2 and "holds 2 outboxes; prune one" in " ".join(err.split())
+    assert len(box.departures()) == 1
 
 
 def test_where_there_is_none_or_more_than_one_the_command_says_so(party: dict[str, Seal], tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The outbox: everything that left a party, as it was before it was sealed. It stays with the party, mode 0600.
 
 `outbox.sqlite` has a row for each departure, and the receipts; `contents/` has each content once, in a file named by
-its SHA-256. A departure is written before it leaves.
+its SHA-256. A departure is written before it leaves, and kept until its owner prunes it.
 """
 
 import hashlib
@@ -70,13 +70,13 @@ class Outbox:
         """Write down that `raw` leaves as `header` says, with the guard's verdict. Raises `StorageError`."""
         content = hashlib.sha256(raw)
         path = self._contents / content.hexdigest()
-        if not (path.is_file() and path.stat().st_size == len(raw)):  # a power cut can leave an empty file
-            write_private(path, raw, sync=False)
         row = (
             *(time.time(), header.run, header.round, header.source, header.destination, header.sequence, header.call),
             *(_kind(raw), len(raw), verdict, content.hexdigest(), salt, digest_of(salt, content.digest())),
         )
-        with self._store.transaction() as db:
+        with self._store.transaction() as db:  # contents are written and pruned under its lock
+            if not (path.is_file() and path.stat().st_size == len(raw)):  # a power cut can leave an empty file
+                write_private(path, raw, sync=False)
             db.execute(f"INSERT INTO departures VALUES (NULL, {'?, ' * len(row)} NULL)", row)
 
     def confirm(self, receipt: Receipt, raw: bytes) -> None:
@@ -127,6 +127,21 @@ class Outbox:
         with self._store.transaction() as db:
             row = db.execute("SELECT raw FROM receipts WHERE id = ?", (departure.receipt,)).fetchone()
         return row[0] if row else None
+
+    def prune(self, before: float) -> tuple[int, int]:
+        """Delete what left before that time, in seconds since the epoch, confirmed or not, and contents and receipts
+        that nothing names any more: how many departures, and how many bytes of contents. Raises `StorageError`.
+        """
+        with self._store.transaction() as db:
+            count = db.execute("DELETE FROM departures WHERE time < ?", (before,)).rowcount
+            db.execute("DELETE FROM receipts WHERE id NOT IN (SELECT receipt FROM departures WHERE receipt NOT NULL)")
+        with self._store.transaction() as db:  # another one: a row without a content would be damage, this is not
+            named = {content for (content,) in db.execute("SELECT DISTINCT content FROM departures")}
+            stale = [path for path in self._contents.iterdir() if path.name not in named]
+            size = sum(path.stat().st_size for path in stale)
+            for path in stale:
+                path.unlink()
+        return count, size
 
     def export(self, folder: Path, departures: Iterable[Departure]) -> None:
         """Write departures into a new folder: `outbox.jsonl`, texts and numbers in readable form; `contents/`, the
