@@ -12,7 +12,8 @@ import torch
 from peertune.agent import Agent, AgentSettings
 from peertune.agent.desk import AgentData
 from peertune.agent.faults import Liar, shuffled
-from peertune.clock import Availability, Clock
+from peertune.clock import Asynchrony, Availability, Clock, RealClock
+from peertune.config.asynchrony import AsynchronyConfig, patience_among
 from peertune.config.guarding import Guarding
 from peertune.config.schema import (
     Adapter,
@@ -28,7 +29,7 @@ from peertune.config.schema import (
     TaskConfig,
     Training,
 )
-from peertune.engines.base import Resident
+from peertune.engines.base import Engine, Resident
 from peertune.engines.local import Listener, LocalEngine
 from peertune.errors import ConfigError
 from peertune.guard.outgoing import Rules
@@ -74,6 +75,7 @@ def start_engine(config: Config, folder: Path, listener: Listener) -> LocalEngin
         groups,
         inline=config.engine.workers == 0,
         deadline=config.engine.deadline,
+        patience=patience_among(config),
         environments=environments,
         listener=listener,
     )
@@ -114,10 +116,12 @@ def _whose(name: str, party: Party) -> str:
     return f"agent {name} ({data.path})" if data else f"agent {name}"
 
 
-def make_clock(config: Config) -> Clock:
-    """The virtual time of the configured availability; one that stands still without it."""
-    rules = config.availability
-    return Clock(config.agent_names(), Availability(**rules.model_dump()) if rules else None, config.seed)
+def make_clock(config: Config, engine: Engine) -> Clock | RealClock:
+    """The virtual time of the configured availability, or the real time of asynchrony; else one that stands still."""
+    names, rules = config.agent_names(), config.availability
+    if config.asynchrony and config.asynchrony != AsynchronyConfig():
+        return RealClock(names, engine, Asynchrony(**config.asynchrony.model_dump()), config.rounds)
+    return Clock(names, Availability(**rules.model_dump()) if rules else None, config.seed)
 
 
 def make_task(config: TaskConfig, seed: int, sandbox: Sandbox | None) -> Task:

@@ -6,7 +6,7 @@ round and ends as if it had never been stopped.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +60,7 @@ class Experiment:
         self.start: Callable[[Config, Path, Listener], Engine] = start_engine
         self.stopping, self._new = False, new
         self._arm, self._round = START, 0
+        self._stored: dict[str, str] = {}  # agents' states that no checkpoint has yet
 
     @classmethod
     def create(cls, folder: Path, config: Config, watch: Watch) -> "Experiment":
@@ -83,7 +84,8 @@ class Experiment:
         with locked(self.folder), kept, closing(self.start(self.config, self.folder, self._heard)) as engine:
             self._describe(engine)
             server = self.config.server is not None
-            federation = Federation(engine, self.config.agent_names(), make_clock(self.config), server)
+            clock = make_clock(self.config, engine)
+            federation = Federation(engine, self.config.agent_names(), clock, server)
             if not self._done(START):
                 self._warm_start(federation)
             for arm, method in self.config.arms().items():
@@ -109,10 +111,17 @@ class Experiment:
                     f"stopped after round {t - 1} of {arm}; continue with `peertune resume {self.folder.name}`"
                 )
             self._enter(arm, t)
+            self._rejoin(fed, t)
             fed.begin_round(t)
             state = method.round(state, fed, t)
             self._close_phase(fed, "round")
             self._complete_round(fed, method, state, last=t == self.config.rounds)
+
+    def _rejoin(self, fed: Federation, t: int) -> None:
+        """Who was at work when the last round closed, and has done it by now, tells and stores what it has done."""
+        if back := fed.rejoin(t):
+            self._close_phase(fed, "round")
+            self._stored |= self._store(fed, back)
 
     def _restore_arm(self, fed: Federation, arm: str, method: Method) -> tuple[State, int]:
         """Put every agent back to the arm's last checkpoint, or to the start; the method's state and the round it
@@ -134,7 +143,10 @@ class Experiment:
         return method.init(fed), 0
 
     def _complete_round(self, fed: Federation, method: Method | None, state: State, last: bool) -> None:
-        """Deploy and evaluate if it is time, checkpoint everybody, and commit the round: all of it, or nothing."""
+        """Deploy and evaluate if it is time, checkpoint everybody, and commit the round: all of it, or nothing.
+
+        Who is still at work has no part in it: its checkpoint is the last that it has.
+        """
         if last or self._round % self.config.evaluation.every == 0:
             if method:
                 method.deploy(state, fed)
@@ -144,10 +156,13 @@ class Experiment:
                 self._evaluate(fed, "server_scores", self.config.evaluation)
         if last and self._arm != START and self.config.evaluation.final:
             self._evaluate(fed, "samples", self.config.evaluation.final)
-        agents = self._checkpoint(fed)
+        free = [party.name for party in fed.parties if party.name not in fed.busy]
+        agents = {party.name: self._newest(party.name) for party in fed.parties if party.name in fed.busy}
+        agents |= self._store(fed, free)
         digest = self._blobs.put(save_safetensors({name: np.array(array, order="C") for name, array in state.items()}))
         clock = {"clock": fed.clock.state} if fed.clock.state else {}
         self._append("checkpoint", "checkpoint", {"agents": agents, "method": digest, **clock})
+        self._stored = {}
         if last:
             self._append("checkpoint", "done", {})
         self._ledger.commit()
@@ -160,7 +175,7 @@ class Experiment:
         kind: Literal["scores", "samples", "server_scores"],
         evaluation: Evaluation | FinalEvaluation,
     ) -> None:
-        parties = [fed.server] if kind == "server_scores" else fed.everyone
+        parties = [fed.server] if kind == "server_scores" else fed.agents
         graded = fed.gather({a.name: a.grade(evaluation.samples, evaluation.temperature) for a in parties})
         for name, scores in graded.items():
             if (len(scores.correct), scores.samples) != (self._problems[name], evaluation.samples):
@@ -171,10 +186,10 @@ class Experiment:
             fed.record(kind, agent=name, correct=correct, samples=scores.samples, metrics=scores.metrics)
         self._close_phase(fed, "evaluate")
 
-    def _checkpoint(self, fed: Federation) -> dict[str, str]:
-        """Everybody stores its state; a run cannot go on if one of them cannot."""
+    def _store(self, fed: Federation, names: Sequence[str]) -> dict[str, str]:
+        """These parties store their states; a run cannot go on if one of them cannot."""
         keep = Texts(tuple(sorted(self._kept("agents"))))
-        refs = {party.name: party.checkpoint(keep) for party in fed.parties}
+        refs = {name: fed[name].checkpoint(keep) for name in names}
         digests = {}
         for name, ref in refs.items():
             try:
@@ -213,12 +228,11 @@ class Experiment:
         for entry in log.timings:
             self._ledger.fact("call", {"arm": self._arm, "round": self._round, **entry.body})
         if log.lost:
-            last = (self._checkpoints(self._arm) or self._checkpoints(START))[-1:]
-            if not last:
+            if self._arm == START:
                 raise PeertuneError(
                     f"{', '.join(log.lost)} ended during the warm start; see the failures above (out of memory?)"
                 )
-            self._restore(fed, {name: last[0].body["agents"][name] for name in log.lost})
+            self._restore(fed, {name: self._newest(name) for name in log.lost})
 
     # What the ledger knows.
 
@@ -235,6 +249,11 @@ class Experiment:
 
     def _checkpoints(self, arm: str) -> list[Event]:
         return list(self._ledger.events("checkpoint", arm))
+
+    def _newest(self, name: str) -> str:
+        """The last state that the agent has stored."""
+        last = (self._checkpoints(self._arm) or self._checkpoints(START))[-1]
+        return self._stored.get(name) or last.body["agents"][name]
 
     def _kept(self, what: str) -> set[str]:
         """Digests that must stay: the start, the end of every finished arm, the last two rounds of this arm."""

@@ -23,9 +23,9 @@ def identity(
     config: Config, agents: Sequence[Mapping[str, Any]], server: Mapping[str, Any] | None, prompts: Sequence[str]
 ) -> dict[str, Any]:
     """The body of the run's first event. `engine` is no part of it: where a run runs changes nothing. Neither are
-    `availability` and `server` where there is none, and `guard` where it is the default.
+    `availability`, `asynchrony` and `server` where there is none, and `guard` where it is the default.
     """
-    left_out = {"engine", *(key for key in ("availability", "server") if getattr(config, key) is None)}
+    left_out = {"engine", *(key for key in ("availability", "asynchrony", "server") if getattr(config, key) is None)}
     settings = config.model_dump(mode="json", exclude=left_out)
     for section in (settings, *settings["agents"], settings.get("server", {})):
         if section.get("guard") in (None, Guarding().model_dump()):

@@ -21,9 +21,10 @@ def seating(config: Config) -> tuple[list[list[str]], list[dict[str, str]]]:
     """Which worker hosts which agents, and each worker's environment. Agents of one model sit together."""
     gpus = _gpus() if config.engine.device != "cpu" else 0
     wanted = config.engine.workers
-    workers = max(1, gpus or len(os.sched_getaffinity(0))) if wanted == "auto" else max(1, wanted)
     named = sorted(config.parties().items(), key=lambda pair: pair[1].model)
-    workers = min(workers, len(named))
+    if wanted == "auto":  # agents of one worker wait for each other
+        wanted = len(named) if config.asynchrony else gpus or len(os.sched_getaffinity(0))
+    workers = min(max(1, wanted), len(named))
     groups = [[name for name, _ in part] for part in _even_parts(named, workers)]
     environments = [{"CUDA_VISIBLE_DEVICES": str(index % gpus)} if gpus else {} for index in range(workers)]
     return groups, environments

@@ -3,7 +3,7 @@
 `Direct` runs each call at once, in this process.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ class Direct(Engine):
     def fetch(self, ref: Ref) -> bytes:
         return self.host.release(ref, COORDINATOR)
 
-    def end_round(self) -> Barrier:
+    def end_round(self, busy: Collection[str] = ()) -> Barrier:
         rows, self._rows = self._rows, {}
         self.host.clear()
         return Barrier(rows, [], [])

@@ -1,7 +1,7 @@
 """FedMKT on tiny true models of different tokenizers: what travels, who teaches whom, what is learnt, bad input."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ class Script(Engine):
         assert (answer is None) == (ANSWERS[ref.verb] is None)
         return b"" if answer is None else encode(answer)
 
-    def end_round(self) -> Barrier:
+    def end_round(self, busy: Collection[str] = ()) -> Barrier:
         return Barrier({}, [], [])
 
     def close(self) -> None:

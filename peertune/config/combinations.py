@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from peertune.aggregate import AGGREGATORS
+from peertune.config.asynchrony import check_asynchrony
 from peertune.config.mutual import check_aligned, check_mutual
 from peertune.config.splitting import check_split
 from peertune.matchmakers import Pairwise, Router
@@ -35,7 +36,7 @@ TO = {"coordinator": "the coordinator", "agents": "other agents", "everyone": "t
 
 def check_combinations(config: "Config") -> None:
     """Raise `ValueError` naming the keys that do not fit each other."""
-    for check in (_names, _data, _partition, _methods, _unused, _evaluation, _availability):
+    for check in (_names, _data, _partition, _methods, _unused, _evaluation, _availability, check_asynchrony):
         check(config)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
+from peertune.config.asynchrony import AsynchronyConfig
 from peertune.config.guarding import Guarding
 from peertune.config.release import Release, ServerRelease
 from peertune.config.section import Section, Typed, bare_name, one_of
@@ -208,8 +209,8 @@ class Evaluation(Section):
 
 
 class EngineConfig(Section):
-    """`workers`: processes; `auto` is one a core or GPU, 0 runs everything in this process. `deadline`: seconds a
-    call.
+    """`workers`: processes; `auto` is one a core or GPU, with `asynchrony` one a party, 0 runs everything in this
+    process. `deadline`: seconds a call.
     """
 
     type: Literal["local"] = "local"
@@ -253,6 +254,7 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     engine: EngineConfig = EngineConfig()
     availability: AvailabilityConfig | None = None
+    asynchrony: AsynchronyConfig | None = None
     sandbox: Literal["bubblewrap", "unsafe"] = "bubblewrap"
 
     @model_validator(mode="after")

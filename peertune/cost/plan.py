@@ -86,7 +86,7 @@ def planned(config: Config, models: Models | None = None) -> dict[str, dict[str,
 
 
 def _for_those_there(config: Config, found: Estimate) -> Estimate:
-    if config.availability is None or found.bound:
+    if (config.availability is None and config.asynchrony is None) or found.bound:
         return found
     return replace(found, bound="at most: as if all agents were there in every round")
 

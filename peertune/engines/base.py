@@ -7,7 +7,7 @@ counts.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,9 +121,20 @@ class Engine(ABC):
     def fetch(self, ref: Ref) -> bytes:
         """The answer's bytes, waiting for it; empty if the verb answers nothing. Raises `AgentError`."""
 
+    def answered(self, refs: Collection[Ref], enough: int, seconds: float) -> set[Ref]:
+        """Those of `refs` that have been answered or have failed, as soon as `enough` have, or after `seconds`.
+
+        Here all of them: an engine where nothing runs beside the coordinator has `fetch` wait for each.
+        """
+        return set(refs)
+
     @abstractmethod
-    def end_round(self) -> Barrier:
-        """Wait until all calls have run, then drop all answers. Lost agents are there again, in their first state."""
+    def end_round(self, busy: Collection[str] = ()) -> Barrier:
+        """Wait until all calls have run, then drop all answers. Lost agents are there again, in their first state.
+
+        Agents that are `busy` are left at work: what they were asked goes on, and their answers stay, until the first
+        barrier that does not name them; it has their rows.
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -5,7 +5,7 @@ their owner to that of their receiver, never through here. The sites look after 
 is out of reach fails its own calls.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -82,7 +82,7 @@ class FlareEngine(Engine):
             state.fetched[ref.id] = answer.raw
         return state.fetched[ref.id]
 
-    def end_round(self) -> Barrier:
+    def end_round(self, busy: Collection[str] = ()) -> Barrier:
         self._send()
         state = self._round
         drained = self._everywhere(lambda name: self._ask(name, Drain(self._session, state.number)))

@@ -5,14 +5,15 @@ worker its next ready call. Only payload bytes cross processes. A worker that di
 own calls; at the barrier it is started again.
 """
 
+import math
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any
 
-from peertune.engines.base import Argument, Barrier, Engine, Entry, Ref, fields_of
+from peertune.engines.base import Argument, Barrier, Engine, Ref, fields_of
+from peertune.engines.calls import Calls
 from peertune.engines.process import Inline, Process
 from peertune.engines.worker import (
     Call,
@@ -27,7 +28,7 @@ from peertune.engines.worker import (
     Withheld,
 )
 from peertune.errors import AgentError, ConfigError, PeertuneError
-from peertune.ledger import COORDINATOR
+from peertune.ledger import COORDINATOR, SERVER
 
 Listener = Callable[[Ref, Done], None]
 
@@ -45,23 +46,10 @@ class _Seat:
     started: float = 0.0
 
 
-@dataclass(slots=True)
-class _Round:
-    """Everything that ends with the round."""
-
-    queues: dict[str, deque[tuple[Ref, list[bytes | Ref]]]]
-    known: set[int] = field(default_factory=set)  # calls of this round; older answers are gone
-    done: dict[int, Ref] = field(default_factory=dict)
-    failures: dict[int, AgentError] = field(default_factory=dict)
-    refused: dict[tuple[int, str], AgentError] = field(default_factory=dict)  # answers kept from one caller
-    pulled: dict[tuple[int, str], bytes] = field(default_factory=dict)
-    rows: dict[int, list[Entry]] = field(default_factory=dict)
-    timings: list[Entry] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)
-
-
 class LocalEngine(Engine):
-    """`groups` are the agents of each worker; `workers = 0` hosts them all in this process."""
+    """`groups` are the agents of each worker; `workers = 0` hosts them all in this process. `patience`: seconds that a
+    call waits for the answer of another agent.
+    """
 
     def __init__(  # noqa: PLR0913  each is one knob of the engine
         self,
@@ -71,15 +59,17 @@ class LocalEngine(Engine):
         *,
         inline: bool = False,
         deadline: float = 600.0,
+        patience: float = math.inf,
         environments: Sequence[dict[str, str]] = (),
         listener: Listener = lambda ref, done: None,
     ) -> None:
         self._builder, self._spec, self._inline = builder, spec, inline
-        self._deadline, self._listener = deadline, listener
+        self._deadline, self._patience, self._listener = deadline, patience, listener
         envs = environments or [{} for _ in groups]
         self._seats = [_Seat(list(names), env) for names, env in zip(groups, envs, strict=True)]
         self._seat_of = {name: seat for seat in self._seats for name in seat.names}
-        self._round = self._new_round()
+        self._round = Calls.of(self._seat_of)
+        self._waiting: dict[int, float] = {}  # since when a call has waited for the answer of another agent
         self.facts = []
         try:
             self.facts = self._start(self._seats)
@@ -88,25 +78,36 @@ class LocalEngine(Engine):
             raise
 
     def submit(self, ref: Ref, args: Sequence[bytes | Ref]) -> None:
-        self._round.queues[ref.owner].append((ref, list(args)))
-        self._round.known.add(ref.id)
+        self._round.submit(ref, list(args))
 
     def fetch(self, ref: Ref) -> bytes:
         key = (ref.id, COORDINATOR)
         state = self._round
         while key not in state.pulled:
-            if error := self._unreachable(ref, COORDINATOR):
+            if error := state.unreachable(ref, COORDINATOR):
                 raise error
             self._step(ref)
         return state.pulled[key]
 
-    def end_round(self) -> Barrier:
-        while any(self._round.queues.values()) or any(seat.job for seat in self._seats):
+    def answered(self, refs: Collection[Ref], enough: int, seconds: float) -> set[Ref]:
+        end = time.monotonic() + seconds
+        ids = {ref.id for ref in refs}
+        self._step(None, 0.0)
+        while len(ids & self._round.done.keys()) < min(enough, len(ids)) and time.monotonic() < end:
+            self._step(None, end - time.monotonic())
+        return {ref for ref in refs if ref.id in self._round.done}
+
+    def end_round(self, busy: Collection[str] = ()) -> Barrier:
+        seats = [seat for seat in self._seats if not set(seat.names) & set(busy)]
+        while any(queue for name, queue in self._round.queues.items() if name not in busy) or any(
+            seat.job for seat in seats
+        ):
             self._step(None)
-        for seat in self._seats:
+        for seat in seats:
             self._clear(seat)
-        self._start([seat for seat in self._seats if not seat.worker])
-        ended, self._round = self._round, self._new_round()
+        self._start([seat for seat in seats if not seat.worker])
+        ended = self._round
+        self._round = ended.part(busy)
         return Barrier(ended.rows, ended.lost, ended.timings)
 
     def close(self) -> None:
@@ -114,9 +115,6 @@ class LocalEngine(Engine):
             if seat.worker:
                 seat.worker.stop()
                 seat.worker = None
-
-    def _new_round(self) -> _Round:
-        return _Round({name: deque() for name in self._seat_of})
 
     def _start(self, seats: Sequence[_Seat]) -> list[dict[str, Any]]:
         for seat in seats:
@@ -143,13 +141,14 @@ class LocalEngine(Engine):
 
     # One step of the schedule: give every idle worker its next job, then take one reply.
 
-    def _step(self, wanted: Ref | None) -> None:
+    def _step(self, wanted: Ref | None, seconds: float = math.inf) -> None:
         self._fail_orphans()
+        self._give_up()
         for seat in self._seats:
             if seat.worker and seat.job is None and (job := self._next_job(seat, wanted)):
                 self._send(seat, job)
         busy = [seat for seat in self._seats if seat.job]
-        for seat in self._wait(busy) if busy else []:
+        for seat in self._wait(busy, seconds) if busy else []:
             self._receive(seat)
 
     def _send(self, seat: _Seat, job: Message) -> None:
@@ -168,18 +167,19 @@ class LocalEngine(Engine):
             except (OSError, EOFError):  # it died while idle
                 self._lose(seat, DIED)
 
-    def _wait(self, busy: list[_Seat]) -> list[_Seat]:
+    def _wait(self, busy: list[_Seat], seconds: float) -> list[_Seat]:
         inline = [seat for seat in busy if seat.worker and seat.worker.connection is None]
         if inline:
             return inline
         by_connection = {seat.worker.connection: seat for seat in busy if isinstance(seat.worker, Process)}
-        remaining = min(seat.started for seat in busy) + self._deadline - time.monotonic()
-        ready = wait(list(by_connection), timeout=max(0.0, remaining))
-        if not ready:
-            for seat in busy:
-                if time.monotonic() - seat.started >= self._deadline:
-                    self._lose(seat, f"no answer within {self._deadline:g} s; its process was stopped")
-        return [by_connection[connection] for connection in ready]  # pyright: ignore[reportArgumentType]
+        ends = [seat.started + self._deadline for seat in busy]
+        ends += [since + self._patience for since in self._waiting.values()]
+        ready = wait(list(by_connection), timeout=max(0.0, min(min(ends) - time.monotonic(), seconds)))
+        come = [by_connection[connection] for connection in ready]  # pyright: ignore[reportArgumentType]
+        for seat in busy:
+            if seat not in come and time.monotonic() - seat.started >= self._deadline:
+                self._lose(seat, f"no answer within {self._deadline:g} s; its process was stopped")
+        return come
 
     def _next_job(self, seat: _Seat, wanted: Ref | None) -> Message | None:
         """Answers that somebody waits for first, then the oldest call whose arguments are settled."""
@@ -191,10 +191,10 @@ class LocalEngine(Engine):
                         isinstance(arg, Ref)
                         and self._seat_of[arg.owner] is seat
                         and self._seat_of[name] is not seat
-                        and self._held(arg, name)
+                        and state.held(arg, name)
                     ):
                         return Release(arg, name)
-        if wanted and self._seat_of[wanted.owner] is seat and self._held(wanted, COORDINATOR):
+        if wanted and self._seat_of[wanted.owner] is seat and state.held(wanted, COORDINATOR):
             return Release(wanted, COORDINATOR)
         heads = sorted(
             (state.queues[name][0] for name in seat.names if state.queues[name]), key=lambda head: head[0].id
@@ -205,14 +205,9 @@ class LocalEngine(Engine):
                 return Call(ref, self._arguments(ref.owner, args))
         return None
 
-    def _held(self, ref: Ref, caller: str) -> bool:
-        """The answer exists and `caller` neither has it nor was refused it."""
-        state = self._round
-        return ref.id in state.done and (ref.id, caller) not in state.pulled and self._unreachable(ref, caller) is None
-
     def _settled(self, seat: _Seat, caller: str, arg: bytes | Ref) -> bool:
         """The argument is there, or never will be."""
-        if isinstance(arg, bytes) or (arg.id, caller) in self._round.pulled or self._unreachable(arg, caller):
+        if isinstance(arg, bytes) or (arg.id, caller) in self._round.pulled or self._round.unreachable(arg, caller):
             return True
         return self._seat_of[arg.owner] is seat and arg.id in self._round.done
 
@@ -223,7 +218,7 @@ class LocalEngine(Engine):
             if isinstance(arg, bytes):
                 arguments.append(Argument(None, arg))
                 continue
-            error = self._unreachable(arg, caller)
+            error = self._round.unreachable(arg, caller)
             arguments.append(Argument(arg, pulled[arg.id], fields_of(error) if error else None))
         for id in pulled:
             self._round.pulled.pop((id, caller), None)
@@ -239,44 +234,38 @@ class LocalEngine(Engine):
         job, seat.job = seat.job, None
         match job, reply:
             case Call(ref=ref), Done():
-                self._finish(ref, reply)
+                self._round.finish(ref, reply)
+                self._listener(ref, reply)
             case Release(ref=ref, caller=caller), Value(raw=raw):
                 self._round.pulled[ref.id, caller] = raw
             case Release(ref=ref, caller=caller), Withheld(failure=failure):
                 self._round.refused[ref.id, caller] = AgentError(*failure)
-
-    def _finish(self, ref: Ref, done: Done) -> None:
-        state = self._round
-        state.done[ref.id] = ref
-        state.rows[ref.id] = done.rows
-        if done.failure:
-            state.failures[ref.id] = AgentError(*done.failure)
-        wall, cpu = done.seconds
-        state.timings.append(
-            Entry("metric", {"agent": ref.owner, "verb": ref.verb, "seconds": wall, "cpu_seconds": cpu})
-        )
-        self._listener(ref, done)
-
-    def _fail(self, call: Ref, error: AgentError) -> None:
-        self._round.failures[call.id] = error
-        self._round.done[call.id] = call
-        self._round.rows[call.id] = [Entry("failure", {"agent": error.agent, "verb": error.verb, "cause": error.cause})]
 
     def _fail_orphans(self) -> None:
         """Calls to agents whose process is gone fail without being run."""
         for name, queue in self._round.queues.items():
             while queue and self._seat_of[name].worker is None:
                 call, _ = queue.popleft()
-                self._fail(call, AgentError(name, call.verb, "its process was lost earlier in this round"))
+                self._round.fail(call, AgentError(name, call.verb, "its process was lost earlier in this round"))
 
-    def _unreachable(self, ref: Ref, caller: str) -> AgentError | None:
-        """Why `caller` will never have this answer; None if it has it, or may yet."""
-        state = self._round
-        if (ref.id, caller) in state.pulled:
-            return None
-        if ref.id not in state.known:
-            return AgentError(ref.owner, ref.verb, "its answer was dropped when the round ended")
-        return state.refused.get((ref.id, caller)) or state.failures.get(ref.id)
+    def _give_up(self) -> None:
+        """Who has waited too long for an answer of another agent goes on without it. A server may take its time."""
+        if math.isinf(self._patience):
+            return
+        state, now, waiting = self._round, time.monotonic(), self._waiting
+        self._waiting = {}
+        for name, seat in self._seat_of.items():
+            if seat.job or not state.queues[name]:
+                continue
+            call, args = state.queues[name][0]
+            others = [arg for arg in args if isinstance(arg, Ref) and arg.owner not in (name, SERVER)]
+            late = [arg for arg in others if not self._settled(seat, name, arg)]
+            if late and now - waiting.get(call.id, now) < self._patience:
+                self._waiting[call.id] = waiting.get(call.id, now)
+                continue
+            for arg in late:
+                cause = f"no answer within {self._patience:g} s, which {name} waited for it"
+                state.refused[arg.id, name] = AgentError(arg.owner, arg.verb, cause)
 
     def _lose(self, seat: _Seat, cause: str) -> None:
         """A worker is gone: its current call fails with `cause`, and so does everything that only it knew."""
@@ -284,11 +273,6 @@ class LocalEngine(Engine):
         assert seat.worker
         seat.worker.stop()
         seat.worker = None
-        self._round.lost += seat.names
         if isinstance(job, Call):
-            self._fail(job.ref, AgentError(job.ref.owner, job.ref.verb, cause))
-        for ref in self._round.done.values():
-            if ref.owner in seat.names:
-                self._round.failures.setdefault(
-                    ref.id, AgentError(ref.owner, ref.verb, "its answer was lost with its process")
-                )
+            self._round.fail(job.ref, AgentError(job.ref.owner, job.ref.verb, cause))
+        self._round.lose(seat.names)

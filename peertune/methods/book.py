@@ -65,6 +65,14 @@ class Book:
         self._open[number] = Exchange(number, pair, share)
         return number
 
+    def opened(self, number: int) -> Exchange:
+        """An open exchange, to `reopen` it in a later round."""
+        return self._open[number]
+
+    def reopen(self, exchange: Exchange) -> None:
+        """The report of an earlier round's exchange is about to be taken: it has only come now."""
+        self._open[exchange.number] = exchange
+
     def take(self, report: Report, due: float) -> bool:
         """Write down a report that comes at `due`; false if it is refused, and then nothing has changed."""
         cause = self._refusal(report)

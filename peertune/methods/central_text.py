@@ -67,7 +67,7 @@ class CentralText(TextMethod):
         if self.server_model:
             chosen = self._through_server(fed, chosen, t)
         pulled = self._hand_down(fed, claims, chosen)
-        self.record_lessons(fed, pulled, self.learn_all(fed, claims, t))
+        self.learn_pulled(fed, claims, t, pulled)
         return state
 
     def _collect(self, fed: Federation, claims: Mapping[str, Claims]) -> dict[int, list[Offer]]:

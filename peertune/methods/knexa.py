@@ -18,13 +18,14 @@ from peertune.matchmakers import Matchmaker, Pair
 from peertune.matchmakers.candidates import candidate_pairs
 from peertune.matchmakers.router import Router
 from peertune.methods.base import State, joined, part
-from peertune.methods.book import Book, Report
+from peertune.methods.book import Book, Exchange, Report
 from peertune.methods.evidence import Evidence, useful_share
 from peertune.methods.routing import Board, audits, book, lost, orders, rankings, read_board, with_leads
 from peertune.methods.texts import Order, TextMethod, record_pairs
-from peertune.payloads import Claims, Picks
+from peertune.payloads import Claims, Gain, Picks
 
 TOP_K = 16  # tokens of a position whose probability travels with a text
+Lesson = tuple[Exchange, Order, tuple[int, ...]]  # what was agreed, and of its problems which texts were of use
 NEEDS_ALIKE = {"text": "", "logits": "vocabulary", "adapter": "adapter"}  # what two agents must have in common
 
 
@@ -69,6 +70,7 @@ class Knexa(TextMethod):
         exchanges = Book(part(state, "book"), fed, t, self.reward_limit)
         profiles = fed.gather({agent.name: agent.profile() for agent in fed.agents})
         credit, claims, board = self._board(part(state, "router"), fed, t, audit=self.matchmaker.reads_leads)
+        self._hear(fed, exchanges)
         policy = self._learn_from(exchanges, part(state, "matchmaker"), evidence)
         there = {name: profile for name, profile in profiles.items() if name in claims}
         gained, protocols = self.matchmaker.gained(policy), self._protocols(there)
@@ -109,14 +111,25 @@ class Knexa(TextMethod):
         self, fed: Federation, exchanges: Book, lessons: Mapping[Pair, tuple[Order, tuple[int, ...]]], t: int
     ) -> None:
         """Receivers learn and report; a report is booked for the time when its receiver is done."""
-        shares = {p: 1.0 if p.protocol == "adapter" else useful_share(passed) for p, (_, passed) in lessons.items()}
-        numbers = {pair: exchanges.agree(pair, share) for pair, share in shares.items()}
-        gains = self.learn_all(fed, [pair.receiver for pair in lessons], t)
+        agreed: dict[str, Lesson] = {}
         for pair, (order, passed) in lessons.items():
-            if gain := gains.get(pair.receiver):
-                report = Report(numbers[pair], pair.source, pair.receiver, self.reward_for(gain), gain.kept)
-                if exchanges.take(report, fed.free(pair.receiver)):
-                    record_pairs(fed, {order: passed}, gain, report.reward, pair)
+            share = 1.0 if pair.protocol == "adapter" else useful_share(passed)
+            agreed[pair.receiver] = exchanges.opened(exchanges.agree(pair, share)), order, passed
+        for name, gain in self.learn_all(fed, agreed, t, agreed).items():
+            self._settle(fed, exchanges, agreed[name], gain, fed.free(name))
+
+    def _hear(self, fed: Federation, exchanges: Book) -> None:
+        """What receivers of earlier rounds report only now."""
+        for late in fed.late():
+            exchanges.reopen(late.about[0])
+            self._settle(fed, exchanges, late.about, late.report, fed.now)
+
+    def _settle(self, fed: Federation, exchanges: Book, lesson: Lesson, gain: Gain, due: float) -> None:
+        exchange, order, passed = lesson
+        report = Report(exchange.number, order.source, order.receiver, self.reward_for(gain), gain.kept)
+        if exchanges.take(report, due):
+            agreed = exchange.agreed if exchanges.age(exchange) else None
+            record_pairs(fed, {order: passed}, gain, report.reward, exchange.pair, agreed)
 
     def _learn_from(self, exchanges: Book, policy: State, evidence: Evidence) -> State:
         """The matchmaker's state after all reports that have come by now."""
@@ -137,12 +150,10 @@ class Knexa(TextMethod):
             credit = book(self.router, credit, board, found | lost(wanted, found, fed.failed))
             evidence.note(wanted, found, fed.failed)
             pulled |= found
-        gains = self.learn_all(fed, claims, t)
-        known = self.known(fed, gains)
+        known = self.known(fed, self.learn_pulled(fed, claims, t, pulled))
         for order, passed in pulled.items():
             if order.receiver in known and not known[order.receiver].kept:
                 evidence.regret(order.source, useful_share(passed), age=0)
-        self.record_lessons(fed, pulled, gains)
         return {**state, **joined(router=credit, evidence=evidence.state)}
 
     def _board(self, credit: State, fed: Federation, t: int, audit: bool) -> tuple[State, dict[str, Claims], Board]:

@@ -5,7 +5,7 @@ who gets which texts; receivers check them, keep the good ones and learn from th
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -91,13 +91,16 @@ class TextMethod(Method):
             refs[order] = fed[order.receiver].inspect(which, fed[order.source].share(which))
         return _verdicts(fed, "inspect", fed.gather(refs))
 
-    def learn_all(self, fed: Federation, receivers: Iterable[str], t: int) -> dict[str, Gain]:
+    def learn_all(
+        self, fed: Federation, receivers: Collection[str], t: int, about: Mapping[str, Any]
+    ) -> dict[str, Gain]:
         """Each receiver learns from all that it has accepted, beside its own data. The round closes on their reports;
-        a gain is late if its receiver is not yet free then.
+        a gain is late if its receiver is not yet free then. `about`: what to know of a receiver when its gain is late.
         """
         steps, tolerance = self.run.budget.exchange_steps, NEVER if self.rollback is None else self.rollback
         weight = self.kd_weight_at(t)
-        return fed.reports({name: fed[name].learn(weight, steps, tolerance, self.keep_best) for name in receivers})
+        lessons = {name: fed[name].learn(weight, steps, tolerance, self.keep_best) for name in receivers}
+        return fed.reports(lessons, about)
 
     def reward_for(self, gain: Gain) -> float:
         """Eq. 3."""
@@ -112,14 +115,21 @@ class TextMethod(Method):
             if fed.free(name) <= fed.now and not implausible(self.reward_for(gain), self.reward_limit)
         }
 
-    def record_lessons(self, fed: Federation, pulled: Pulled, gains: Mapping[str, Gain]) -> None:
-        """One event for each source of each receiver that learnt."""
+    def learn_pulled(self, fed: Federation, receivers: Collection[str], t: int, pulled: Pulled) -> dict[str, Gain]:
+        """As `learn_all`, with one event for each source of each receiver; before that, of what has come late."""
+        for late in fed.late():
+            self._record(fed, late.about, {late.agent: late.report}, late.agreed)
+        gains = self.learn_all(fed, receivers, t, dict.fromkeys(receivers, pulled))
+        self._record(fed, pulled, gains)
+        return gains
+
+    def _record(self, fed: Federation, pulled: Pulled, gains: Mapping[str, Gain], agreed: int | None = None) -> None:
         for name, gain in gains.items():
             mine = {order: passed for order, passed in pulled.items() if order.receiver == name}
             if cause := implausible(self.reward_for(gain), self.reward_limit):
                 fed.record("refused", agent=name, exchange=None, cause=cause)
             else:
-                record_pairs(fed, mine, gain, self.reward_for(gain))
+                record_pairs(fed, mine, gain, self.reward_for(gain), agreed=agreed)
 
     @property
     def reward_limit(self) -> float:
@@ -153,12 +163,15 @@ def _verdicts(fed: Federation, verb: str, found: Mapping[Order, Verdicts]) -> Pu
     }
 
 
-def record_pairs(fed: Federation, pulled: Pulled, gain: Gain, reward: float, pair: Pair | None = None) -> None:
+def record_pairs(
+    fed: Federation, pulled: Pulled, gain: Gain, reward: float, pair: Pair | None = None, agreed: int | None = None
+) -> None:
     """One event for each source of a lesson; what it brought is the receiver's, of all its sources together. `pair`:
-    what was agreed, where a matchmaker made pairs. `due`: the virtual time of a gain that comes after the round closed.
+    what was agreed, where a matchmaker made pairs. `agreed`: in which earlier round. `due`: the virtual time of a gain
+    that comes after the round closed.
     """
     measured = {**_measured("", gain.private), **(_measured("probe_", gain.probe) if gain.probe else {})}
-    agreed = {"predicted": pair.predicted if pair and math.isfinite(pair.predicted) else None}
+    predicted = pair.predicted if pair and math.isfinite(pair.predicted) else None
     for order, passed in pulled.items():
         due = fed.free(order.receiver)
         fed.record(
@@ -171,9 +184,10 @@ def record_pairs(fed: Federation, pulled: Pulled, gain: Gain, reward: float, pai
             reward=reward,
             kept=gain.kept,
             kilobytes=gain.kilobytes,
-            **agreed,
+            predicted=predicted,
             **measured,
             **({"due": due} if due > fed.now else {}),
+            **({"agreed": agreed} if agreed else {}),
         )
 
 
