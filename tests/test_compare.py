@@ -143,7 +143,7 @@ def test_the_front_is_what_nothing_dominates(points: list[tuple[float, float]]) 
 
 def made(seed: int, levels: dict[str, list[float]], price: dict[str, float]) -> Run:
     """Four rounds of `ann` and `bob`, who is half as good, graded after rounds 2 and 4; `levels`: scores of `ann`."""
-    run = Run("fed", seed, 4, "Pass@1", "texts", {"ann": "", "bob": "", "cat": "liar"}, {}, [], "local")
+    run = Run("fed", seed, 4, "Pass@1", "texts", {"ann": "", "bob": "", "cat": "liar"}, {}, [], "local", (), "dear")
     for arm, (before, *scores) in levels.items():
         rounds = {0: before} if arm == "start" else dict(zip((2, 4), scores, strict=True))
         records = []
@@ -176,6 +176,8 @@ def test_a_summary_is_exact() -> None:
     assert list(rows) == ["local", "dear", "poor"] and [row["seeds"] for row in rows.values()] == [3, 3, 2]
     assert rows["dear"]["score"] == [0.6, 0.6, 0.6] and rows["dear"]["over_local"] == [0.3, 0.3, 0.3]
     assert rows["local"]["over_local"] is None and rows["dear"]["worst"] == 0.4
+    assert rows["local"]["under_method"] == [0.3, 0.3, 0.3] and rows["dear"]["under_method"] is None
+    assert "| n | Pass@1 | worst agent | over local | dear over it |" in markdown(found)
     assert (rows["dear"]["up"], rows["dear"]["down"], rows["dear"]["bytes"]) == (400.0, 400.0, 400.0)
     assert (rows["dear"]["flops"], rows["dear"]["memory"], rows["dear"]["server_score"]) == (4e9, None, None)
     assert found["fronts"] == {"bytes": ["local", "dear"], "flops": ["dear"]}
@@ -205,10 +207,11 @@ def test_the_page_says_everything() -> None:
     assert "* `knexa`: it needs friends" in page and "* `fed-s2`: poor" in page
     assert markdown(json.loads(json.dumps(summary))) == page
     summary["arms"][1]["server_score"] = 0.5
-    assert "| 40.0 | +30.0 (+30.0 to +30.0) | 50.0 |" in markdown(summary)
+    assert "| 40.0 | +30.0 (+30.0 to +30.0) | – | 50.0 |" in markdown(summary)
     columns, rows = short(small_summary())
-    assert columns == ["arm", "n", "Pass@1", "worst agent", "over local", "bytes", "client FLOPs", "front"]
-    assert rows[1] == ["dear", "3", "60.0", "40.0", "+30.0 (+30.0 to +30.0)", "400 B", "4 GFLOP", "bytes, FLOPs"]
+    paid = ["bytes", "client FLOPs", "front"]
+    assert columns == ["arm", "n", "Pass@1", "worst agent", "over local", "dear over it", *paid]
+    assert rows[1] == ["dear", "3", "60.0", "40.0", "+30.0 (+30.0 to +30.0)", "–", "400 B", "4 GFLOP", "bytes, FLOPs"]
 
 
 def test_the_page_says_how_far_a_plan_was_off() -> None:
@@ -220,8 +223,8 @@ def test_the_page_says_how_far_a_plan_was_off() -> None:
 
 def test_what_an_audit_recovered_stands_beside_the_score() -> None:
     page = markdown(small_summary(recovered={"dear": 0.987, "poor": None}))
-    assert "| worst agent | over local | text recovered |" in page and "Text recovered: of 100 tokens" in page
-    assert "| 40.0 | +30.0 (+30.0 to +30.0) | 98.7 |" in page and "hidden states of poor. Call" in page
+    assert "| over local | dear over it | text recovered |" in page and "Text recovered: of 100 tokens" in page
+    assert "| 40.0 | +30.0 (+30.0 to +30.0) | – | 98.7 |" in page and "hidden states of poor. Call" in page
     unknown = small_summary(recovered={"dear": None})
     assert "`peertune audit fed-s0 --runs runs`, then compare again" in markdown(unknown)
     assert "text recovered" not in markdown(unknown) and "Not measured" not in markdown(small_summary())

@@ -375,7 +375,7 @@ def test_no_minutes_begin_nothing(folder: Path, tmp_path: Path) -> None:
 
 
 def test_plans(folder: Path, tmp_path: Path) -> None:
-    study = plan_of(folder, "tiny", arms=("uniform",)).study(tmp_path)
+    study = plan_of(folder, "tiny", arms=()).study(tmp_path)
     assert [job.name for job in study.jobs] == [f"tiny-s{seed}" for seed in range(5)]
     assert [job.config.seed for job in study.jobs] == list(range(5))
     assert {tuple(job.config.arms()) for job in study.jobs} == {("knexa",)}

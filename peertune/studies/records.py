@@ -63,7 +63,8 @@ class Run:
     """What a ledger says of one federation under one seed. `faults`: agent -> its fault, empty if it is benign.
 
     `score`: the name of the main score. `unit`: what `taught` counts. `unfinished`: arms that are not at their end.
-    `local`: the arm in which nobody learns from anybody, if it is finished. `silent`: agents that keep their metrics.
+    `local`: the arm in which nobody learns from anybody, if it is finished. `method`: the arm of the configuration's own
+    method. `silent`: agents that keep their metrics.
     """
 
     federation: str
@@ -76,6 +77,7 @@ class Run:
     unfinished: list[str]
     local: str | None = None
     silent: tuple[str, ...] = ()
+    method: str = ""
 
     @property
     def benign(self) -> list[str]:
@@ -114,6 +116,7 @@ def read_run(ledger: Ledger, federation: str, seed: int) -> Run:
         unfinished=[arm for arm in planned if arm not in finished],
         local=local_arm(config, finished),
         silent=tuple(name for name, section in sections.items() if _is_silent(section)),
+        method=config["method"]["type"],
     )
     scores, calls = evaluations(ledger), [fact.body for fact in ledger.facts("call")]
     for arm in finished:

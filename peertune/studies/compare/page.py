@@ -101,6 +101,8 @@ def _score_columns(summary: Row) -> list[Column]:
     ]
     if local := summary["local"]:
         columns.append((f"over {local}", lambda row: points(row["over_local"], "+")))
+    if any(row["under_method"] for row in summary["arms"]):
+        columns.append((f"{summary['method']} over it", lambda row: points(row["under_method"], "+")))
     recovered = summary.get("recovered", {})
     if any(share is not None for share in recovered.values()):
         columns.append(("text recovered", lambda row: _or_absent(recovered.get(row["arm"]), _percent)))

@@ -37,6 +37,7 @@ def summarise(runs: Sequence[Run]) -> dict[str, Any]:
         "faults": first.faults,
         "silent": list(first.silent),
         "local": local,
+        "method": first.method,
         "arms": rows,
         "warm_start": _costs(starts) if starts else None,
         "fronts": {cost: _front(rows, cost) for cost in PAID},
@@ -50,6 +51,7 @@ def _arm(runs: Sequence[Run], name: str, local: str | None) -> dict[str, Any]:
     arms, benign = [run.arms[name] for run in runs], runs[0].benign
     lasts = [arm.records[-1] for arm in arms]
     over = compare(runs, name, local) if local and name != local else None
+    under = compare(runs, runs[0].method, name) if name != runs[0].method else None
     server = [arm.server[last.round] for arm, last in zip(arms, lasts, strict=True) if last.round in arm.server]
     return {
         "arm": name,
@@ -58,6 +60,7 @@ def _arm(runs: Sequence[Run], name: str, local: str | None) -> dict[str, Any]:
         "worst": _mean([min(last.agents[agent] for agent in benign if agent in last.agents) for last in lasts]),
         "server_score": _mean(server) if server else None,
         "over_local": over and over.difference,
+        "under_method": under and under.difference,
         **_costs([arm.costs[last.round] for arm, last in zip(arms, lasts, strict=True)]),
     }
 
