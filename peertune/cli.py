@@ -100,15 +100,15 @@ def validate(file: Source, set: Set = []) -> None:  # noqa: B006
 
 
 @app.command()
-def doctor() -> None:
-    """Check what a run needs: Python, torch, CPU or GPU, memory, sandbox, disk."""
+def doctor(deploy: deploying.Deploy = None) -> None:
+    """Check what a run needs: Python, torch, CPU or GPU, memory, sandbox, disk; with `--deploy`, what a kit needs."""
     from peertune.doctor import examine
     from peertune.terminal import print_rows
 
-    checks = examine()
+    checks = deploying.preflight(deploy) if deploy else examine()
     print_rows("peertune doctor", ["Check", "Found", "How to fix"], [[c.name, c.found, c.fix] for c in checks])
     if any(check.fix for check in checks):
-        raise typer.Exit(1)
+        raise typer.Exit(2)
 
 
 @app.command()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from peertune.config.schema import Config
     from peertune.deploy.documents import Request
     from peertune.deploy.organiser import Organiser
+    from peertune.doctor import Check
 
 Kit = Annotated[Path, typer.Argument(help="A start-up kit: the folder of one party.")]
 On = Annotated[Path, typer.Option("--on", metavar="KIT", help="The submitter's kit.")]
@@ -24,6 +25,7 @@ OptionalOn = Annotated[
 KITS = Path("kits")
 Kits = Annotated[Path, typer.Option(help="The organiser's folder.")]
 Changed = Annotated[list[str], typer.Option(metavar="PARTY", help="This party has made new keys; repeatable.")]
+Deploy = Annotated[Path | None, typer.Option("--deploy", metavar="KIT", help="Check this kit and its way.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
@@ -207,6 +209,14 @@ def run_on(kit: Path, config: "Config", name: str) -> None:
     if outcome.exit_code:
         raise PeertuneError(outcome.message)
     typer.echo(f"{name} is done; on the coordinator's host: peertune show {name} --runs KIT/runs")
+
+
+def preflight(kit: Path) -> "list[Check]":
+    """What a kit needs, for `peertune doctor --deploy KIT`. Raises `ConfigError` if it is no kit."""
+    _check_installed()
+    from peertune.deploy.preflight import examine
+
+    return examine(kit)
 
 
 COMMANDS = (provision, request, approve, accept, renew, reconfigure, coordinator, join, status, stop)

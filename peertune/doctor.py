@@ -23,7 +23,7 @@ class Check:
 
 def examine() -> list[Check]:
     """All checks, in order. Slow ones import torch."""
-    checks: tuple[Callable[[], Check], ...] = (_python, _torch, _device, _memory, _sandbox, _disk, _sqlite)
+    checks: tuple[Callable[[], Check], ...] = (_python, _torch, device, _memory, _sandbox, _disk, _sqlite)
     return [check() for check in checks]
 
 
@@ -45,7 +45,8 @@ def _torch() -> Check:
     )
 
 
-def _device() -> Check:
+def device(wanted: str = "auto") -> Check:
+    """`wanted`: `engine.device` of the configuration."""
     try:
         import torch
     except ImportError:
@@ -54,7 +55,10 @@ def _device() -> Check:
         names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
         return Check("Device", f"{torch.cuda.device_count()} GPU ({', '.join(sorted(names))})")
     cores = len(os.sched_getaffinity(0))
-    return Check("Device", f"{cores} CPU cores, no GPU; one worker a core")
+    fix = (
+        f"the configuration says `device: {wanted}`; install a driver and a torch with CUDA" if wanted == "cuda" else ""
+    )
+    return Check("Device", f"{cores} CPU cores, no GPU; one worker a core", fix)
 
 
 def _memory() -> Check:
@@ -74,11 +78,14 @@ def _sandbox() -> Check:
 
 
 def _disk() -> Check:
-    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    return disk(Path.cwd(), "use --runs elsewhere")
+
+
+def disk(folder: Path, otherwise: str) -> Check:
+    """Is there space where `folder` is? `otherwise`: what to do but free some."""
+    free = shutil.disk_usage(folder).free / 1e9
     return Check(
-        "Disk here",
-        f"{free:.1f} GB free",
-        "free some space, or use --runs elsewhere" if free < MIN_DISK_GB else "",
+        "Disk", f"{free:.1f} GB free at {folder}", f"free some space, or {otherwise}" if free < MIN_DISK_GB else ""
     )
 
 

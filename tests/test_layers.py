@@ -196,6 +196,7 @@ LIGHT = (
     *("runs", "machine", "knowledge", "ensemble", "assessment", "mutual"),
     *("codecs", "guard", "align", "aligning"),
     *("deploying", "deploy.home", "deploy.job", "deploy.kit", "deploy.parts", "deploy.start", "engines"),
+    *("deploy.documents", "deploy.trust", "deploy.request", "deploy.members", "deploy.organiser", "deploy.preflight"),
 )
 
 

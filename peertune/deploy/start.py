@@ -15,6 +15,7 @@ from peertune.errors import ConfigError, PeertuneError
 
 QUICK = 60.0  # seconds; a process that ends sooner has not worked
 ATTEMPTS = 5  # of which so many in a row are enough
+LOCK = "lock"  # in a kit that is running
 PAUSE = 3.0  # seconds before the next
 
 
@@ -46,12 +47,25 @@ def keep_running(kit: Path, tell: Callable[[str], None]) -> None:
     Raises `ConfigError` if it runs already, `PeertuneError` if its process dies at once, again and again.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with (kit / "lock").open("w") as lock:
+    with (kit / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(f"{kit} is running already; stop that first, one kit is for one process") from None
         _start_again_and_again(kit, tell)
+
+
+def is_running(kit: Path) -> bool:
+    """Does a process keep `kit` running?"""
+    path = kit / LOCK
+    if not path.exists():
+        return False
+    with path.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        return False
 
 
 def _start_again_and_again(kit: Path, tell: Callable[[str], None]) -> None:

@@ -22,8 +22,11 @@ SHOWN = 12  # digits of the hash of a configuration
 
 
 def invitation_of(kit: Path) -> Invitation:
-    """What a kit was made from. Raises `ConfigError`."""
-    return read_document(kit / "local" / INVITATION, Invitation)
+    """What a kit was made from. Raises `ConfigError` if it is no kit."""
+    path = kit / "local" / INVITATION
+    if not path.is_file():
+        raise ConfigError(f"{kit} is no start-up kit: expected {path}; `peertune request` makes one")
+    return read_document(path, Invitation)
 
 
 def members_of(kit: Path) -> Members | None:
