@@ -30,7 +30,7 @@ from peertune.deploy.home import (
     settle,
     write_settings,
 )
-from peertune.deploy.job import ALLOWED, Outcome, site_of, write_job
+from peertune.deploy.job import ALLOWED, Outcome, installed, site_of, write_job
 from peertune.deploy.sealing import KEYS, make_keys, pinned, seal_of
 from peertune.deploy.start import descendants, end_tree, keep_running
 from peertune.errors import ConfigError, PeertuneError
@@ -159,13 +159,14 @@ def test_what_is_no_kit_to_start_from(tmp_path: Path) -> None:
         kits.harden(broken)
 
 
-def test_a_job_is_a_name_a_hash_and_a_list_of_sites(tmp_path: Path) -> None:
+def test_a_job_is_a_name_a_hash_versions_and_a_list_of_sites(tmp_path: Path) -> None:
+    pytest.importorskip("nvflare", reason="needs the extra peertune[flare]")
     arguments = {"run": "first", "wanted": "ff", "sites": {"lab": "lab", "server": site_of("server")}}
     job = write_job(tmp_path, arguments)
     files = {str(path.relative_to(job)) for path in job.rglob("*") if path.is_file()}
     assert files == {"meta.json", "app/config/config_fed_server.json", "app/config/config_fed_client.json"}
     named = [word for name in files for word in (job / name).read_text().split('"') if word.count(".") > 1]
-    assert sorted(named) == sorted(ALLOWED)
+    assert sorted(named) == sorted([*ALLOWED, *2 * list(installed().values())])
     meta = json.loads((job / "meta.json").read_text())
     assert (meta["min_clients"], meta["mandatory_clients"]) == (2, ["0server", "lab"])
 

@@ -7,7 +7,7 @@ import msgspec
 from nvflare.collab import collab
 
 from peertune.deploy.home import agreed, read_settings
-from peertune.deploy.job import OUTCOME, PROGRESS, Outcome
+from peertune.deploy.job import OUTCOME, PROGRESS, Outcome, check_versions
 from peertune.deploy.parts import Participant
 from peertune.engines.flare import FlareEngine
 from peertune.errors import PeertuneError
@@ -32,6 +32,7 @@ class FlareCoordinator(Participant):
         outcome.write_bytes(msgspec.json.encode(Outcome(0, "")))
 
     def _run(self, progress: dict[str, Any]) -> None:
+        check_versions(self.versions)
         kit = self.kit()
         settings = read_settings(kit)
         config, folder = agreed(settings, self.wanted), new_run(kit / settings.runs, self.run)

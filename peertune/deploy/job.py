@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from peertune.errors import ConfigError
 from peertune.ledger import SERVER
 
 HUB = "server"  # what FLARE calls the coordinator
@@ -18,6 +20,7 @@ EXECUTOR = "nvflare.collab.runtime.executor.CollabExecutor"
 ALLOWED = (CONTROLLER, EXECUTOR, SITE, COORDINATOR)  # all that a site lets a job name
 OUTCOME = "peertune_outcome.json"  # in the job's folder at the server
 PROGRESS = "peertune"  # the question that a running coordinator answers
+PACKAGES = ("peertune", "nvflare")  # that all must have in one version
 SETUP = 300.0  # seconds in which all sites must have begun
 
 
@@ -33,8 +36,26 @@ def site_of(party: str) -> str:
     return SERVER_SITE if party == SERVER else party
 
 
+def check_versions(wanted: Mapping[str, str]) -> None:
+    """Raise `ConfigError` unless these are the versions here: what one says the other would not understand."""
+    for package, found in installed().items():
+        if found != wanted.get(package):
+            raise ConfigError(
+                f"{package} {found} is installed here, whoever started the run has {wanted.get(package, 'none')}; "
+                "install the same version everywhere"
+            )
+
+
+def installed() -> dict[str, str]:
+    """Versions of the packages that all parties must have in one."""
+    return {package: version(package) for package in PACKAGES}
+
+
 def write_job(folder: Path, arguments: Mapping[str, Any], *, site: str = SITE, coordinator: str = COORDINATOR) -> Path:
-    """Write a job below `folder` and return where it is. `arguments`: of both parts, as `Participant` has them."""
+    """Write a job below `folder` and return where it is. `arguments`: of both parts, as `Participant` has them; the
+    versions are those that are installed here.
+    """
+    arguments = {"versions": installed(), **arguments}
     job = folder / arguments["run"]
     app = job / "app" / "config"
     app.mkdir(parents=True)
@@ -47,12 +68,12 @@ def write_job(folder: Path, arguments: Mapping[str, Any], *, site: str = SITE, c
                 "args": {"server_obj_id": "_server", "sync_task_timeout": SETUP},
             }
         ],
-        "components": [{"id": "_server", "path": coordinator, "args": dict(arguments)}],
+        "components": [{"id": "_server", "path": coordinator, "args": arguments}],
     }
     client = {
         "format_version": 2,
         "executors": [{"tasks": ["*"], "executor": {"path": EXECUTOR, "args": {"client_obj_id": "_client"}}}],
-        "components": [{"id": "_client", "path": site, "args": dict(arguments)}],
+        "components": [{"id": "_client", "path": site, "args": arguments}],
     }
     meta = {
         "name": arguments["run"],

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -32,6 +31,7 @@ from peertune.deploy.documents import (
     read_document,
     write_document,
 )
+from peertune.deploy.job import installed
 from peertune.deploy.members import examine, take
 from peertune.deploy.request import ROOT, begin
 from peertune.deploy.skeleton import identity
@@ -43,7 +43,6 @@ from peertune.ledger import COORDINATOR
 AUTHORITY, INVITATIONS = "authority", "invitations"
 OWN = (COORDINATOR, SUBMITTER)  # whose kits are made here
 KEY, STATE = "authority.key", "federation.json"  # in the folder of the authority
-PACKAGES = ("peertune", "nvflare")  # that all must have in one version
 
 
 class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -206,9 +205,8 @@ class Organiser:
     def _publish(self, **changes: object) -> None:
         """Note what is different, and sign the list anew."""
         self._state = state = msgspec.structs.replace(self._state, serial=self._state.serial + 1, **changes)
-        versions = {name: version(name) for name in PACKAGES}
         listed = Members(
-            *(state.project.name, state.serial, time.time(), state.config, versions, state.members, state.removed)
+            *(state.project.name, state.serial, time.time(), state.config, installed(), state.members, state.removed)
         )
         body = msgspec.json.encode(listed).decode()
         write_private(self.folder / AUTHORITY / STATE, msgspec.json.encode(state))

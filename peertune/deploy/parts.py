@@ -10,13 +10,12 @@ import msgspec
 from nvflare.collab import CollabCallError, collab
 
 from peertune.deploy.home import home, read_settings
-from peertune.deploy.job import HUB
+from peertune.deploy.job import HUB, check_versions
 from peertune.deploy.sealing import seal_of
 from peertune.engines.post import Line
 from peertune.engines.seal import Seal
 from peertune.engines.site import Home, Site
-from peertune.engines.worker import Refused
-from peertune.errors import ConfigError
+from peertune.engines.worker import refused
 from peertune.ledger import COORDINATOR
 from peertune.runs import new_run
 
@@ -24,12 +23,14 @@ WIDTH = 200  # characters of an error that are passed on
 
 
 class Participant:
-    """`run`: its name. `wanted`: the hash of its configuration. `sites`: the site of each party."""
+    """`run`: its name. `wanted`: the hash of its configuration. `sites`: the site of each party. `versions`: of the
+    packages that whoever started the run has.
+    """
 
     secure = True  # end to end, also past the hub; FLARE's simulator has no certificates
 
-    def __init__(self, run: str, wanted: str, sites: dict[str, str]) -> None:
-        self.run, self.wanted, self.sites = run, wanted, sites
+    def __init__(self, run: str, wanted: str, sites: dict[str, str], versions: dict[str, str]) -> None:
+        self.run, self.wanted, self.sites, self.versions = run, wanted, sites, versions
 
     def kit(self) -> Path:
         return Path(collab.workspace.get_root_dir())
@@ -52,9 +53,10 @@ class FlareSite(Participant):
         parties = {site: party for party, site in self.sites.items()} | {HUB: COORDINATOR}
         self._name = lambda caller: parties.get(caller, "a stranger")
         try:
+            check_versions(self.versions)
             site = Site(self._home(), self.session(), self.lines(), self._seal())
-        except ConfigError as error:  # the coordinator shall hear of it
-            refusal = msgspec.msgpack.encode(Refused(f"{collab.site_name}: {error}", error.exit_code))
+        except Exception as error:  # the coordinator shall hear of it
+            refusal = msgspec.msgpack.encode(refused(collab.site_name, "begin", error))
             self._reply, self._close = lambda caller, verb, message: refusal, lambda: None
         else:
             self._reply, self._close = site.answer, site.close

@@ -7,7 +7,6 @@ its own, which may die or hang without taking the site with it.
 
 import queue
 import threading
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +18,7 @@ from peertune.engines.base import ONCE, Argument, Entry, Ref, fields_of
 from peertune.engines.child import Child
 from peertune.engines.local import DIED
 from peertune.engines.seal import Plain, Seal
-from peertune.engines.worker import Call, Done, Refused, Release, Start, Started, Value, Withheld
+from peertune.engines.worker import Call, Done, Refused, Release, Start, Started, Value, Withheld, refused
 from peertune.engines.worker import Clear as Forget
 from peertune.errors import AgentError, ConfigError, PeertuneError
 from peertune.ledger import COORDINATOR
@@ -74,11 +73,8 @@ class Site:
         """The answer to `caller`'s question. Never raises; what goes wrong is one line without anybody's text."""
         try:
             answer = self._answer(caller, verb, raw)
-        except PeertuneError as error:
-            answer = Refused(f"{self._home.name}: {error}", error.exit_code)
         except Exception as error:
-            traceback.print_tb(error.__traceback__)
-            answer = Refused(f"{self._home.name}: {verb} failed ({type(error).__name__})", 1)
+            answer = refused(self._home.name, verb, error)
         return msgspec.msgpack.encode(answer)
 
     def close(self) -> None:

@@ -56,6 +56,16 @@ class Refused(msgspec.Struct, tag=True):
     exit_code: int
 
 
+def refused(name: str, verb: str, error: Exception) -> Refused:
+    """What others are told when `name` could not do `verb`: one line without anybody's text. Where an unforeseen error
+    happened is printed, here.
+    """
+    if isinstance(error, PeertuneError):
+        return Refused(f"{name}: {error}", error.exit_code)
+    traceback.print_tb(error.__traceback__)
+    return Refused(f"{name}: {verb} failed ({type(error).__name__})", 1)
+
+
 class Done(msgspec.Struct, tag=True):
     """A call has run. `seconds` are (wall, CPU)."""
 
