@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from peertune.config.schema import Config
@@ -17,11 +18,11 @@ def free_port() -> int:
 
 
 class Loopback:
-    """Kits in `folder`/kits, and the processes that were started from them."""
+    """Kits in `folder`/kits, and the processes that were started from them. `make`: makes the kits."""
 
-    def __init__(self, folder: Path, config: Config) -> None:
+    def __init__(self, folder: Path, config: Config, make: Callable[..., dict[str, Path]] = provision) -> None:
         self.folder = folder
-        self.kits = provision(config, "loopback", ("localhost", free_port()), folder / "kits")
+        self.kits = make(config, "loopback", ("localhost", free_port()), folder / "kits")
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     @property

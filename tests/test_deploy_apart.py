@@ -1,0 +1,407 @@
+"""Distributed provisioning: who has which key, what is taken in and what is refused. Without a network."""
+
+import base64
+import json
+import shutil
+from datetime import datetime, timedelta, tzinfo
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apart import Apart, ok, peertune, study
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("nvflare", reason="needs the extra peertune[flare]")
+
+from nvflare.lighter.utils import load_crt
+
+from peertune.deploy import certificates, documents
+from peertune.deploy.documents import Invitation, Request, Signed, read_document
+from peertune.deploy.home import read_settings
+from peertune.deploy.sealing import KEYS, pinned, seal_of
+from peertune.errors import ChangedKeyError, ConfigError, PeertuneError
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The organiser has founded a federation, and both sites have asked."""
+    parties = Apart(tmp_path_factory.mktemp("asked") / "all")
+    parties.found(study())
+    for name in ("clinic", "lab"):
+        parties.request(name)
+    return parties.folder
+
+
+@pytest.fixture(scope="module")
+def joined(asked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """And they have been approved, and have accepted."""
+    parties = copy(asked, tmp_path_factory.mktemp("joined"))
+    parties.approve(*(parties.kits.parent / f"{name}.request" for name in ("clinic", "lab")))
+    parties.accept("clinic", "lab")
+    return parties.folder
+
+
+def copy(folder: Path, to: Path) -> Apart:
+    return Apart(Path(shutil.copytree(folder, to / "all")))
+
+
+@pytest.fixture
+def before(asked: Path, tmp_path: Path) -> Apart:
+    return copy(asked, tmp_path)
+
+
+@pytest.fixture
+def after(joined: Path, tmp_path: Path) -> Apart:
+    return copy(joined, tmp_path)
+
+
+def refused(*words: object, kind: type[PeertuneError] = ConfigError) -> str:
+    """One line, and exit code 2."""
+    result = peertune(*words)
+    assert isinstance(result.exception, kind) and result.exception.exit_code == 2, (result.output, result.exception)
+    message = str(result.exception)
+    assert "\n" not in message
+    return message
+
+
+def secrets_of(kit: Path) -> list[bytes]:
+    """What must never be anywhere else: lines of the private TLS key, and the keys that open and sign."""
+    lines = (kit / "startup" / "client.key").read_bytes().splitlines()[1:-1]
+    sealing = json.loads((kit / "local" / KEYS).read_bytes())
+    texts = [sealing[name].encode() for name in ("signing", "x25519")]
+    return [*lines, *texts, *map(base64.b64decode, texts)]
+
+
+# Who has which key
+
+
+def test_the_organiser_never_has_a_private_key_of_a_site(tmp_path: Path) -> None:
+    parties = Apart(tmp_path / "all")
+    parties.found(study())
+    requests = [parties.request(name) for name in ("clinic", "lab")]
+    parties.approve(*requests)
+    parties.accept("clinic", "lab")
+    for site in ("clinic", "lab"):
+        ok("renew", parties.kit(site), "--keys")
+        parties.approve(parties.send(site), changed=site)
+    found = secrets_of(parties.kit("clinic")) + secrets_of(parties.kit("lab"))
+    parties.accept("clinic", changed="lab")
+    parties.accept("lab", changed="clinic")
+    found += secrets_of(parties.kit("clinic")) + secrets_of(parties.kit("lab"))
+    assert len(found) > 100 and len(parties.organiser_saw) > 30
+    assert not [secret for secret in found for file in parties.organiser_saw if secret in file]
+    own = [parties.kits / place for place in ("coordinator/startup/server.key", "submitter/startup/client.key")]
+    holders = {file for file in parties.organiser_saw if b"PRIVATE KEY" in file}
+    assert holders == {path.read_bytes() for path in (parties.kits / "authority" / "authority.key", *own)}
+
+
+def test_all_seal_for_each_other_and_flare_finds_what_it_needs(after: Apart) -> None:
+    clinic, lab = (seal_of(after.kit(name), "run/1") for name in ("clinic", "lab"))
+    assert lab.open("clinic", 1, clinic.close("lab", 1, b"text", call=7), call=7) == b"text"
+    for name, subject in (("coordinator", "localhost"), ("lab", "lab"), ("submitter", "admin@peertune.org")):
+        startup = after.kit(name) / "startup"
+        role = "server" if name == "coordinator" else "client"
+        certificate = load_crt(startup / f"{role}.crt")
+        certificates.check_issued(certificate, load_crt(startup / "rootCA.pem"), subject)
+        assert certificates.fits(certificate, certificates.read_key(startup / f"{role}.key"))
+        assert (startup / f"{role}.key").stat().st_mode & 0o777 == 0o600
+    assert not (after.kit("lab") / "pending").exists()
+    assert json.loads((after.kit("lab") / "startup" / "fed_client.json").read_text())["servers"][0]["identity"] == (
+        "localhost"
+    )
+
+
+def test_fingerprints_are_confirmed_once(after: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Path] = []
+    monkeypatch.setattr("peertune.deploy.start.keep_running", lambda kit, tell: started.append(kit))
+    kit = after.kit("lab")
+    said = peertune("join", kit, answer="n\n")
+    assert said.exit_code == 1 and "keys of clinic" in said.output and "Do these agree" in said.output
+    assert isinstance(said.exception, PeertuneError) and not started
+    ok("join", kit, "--yes")
+    assert "Do these agree" in ok("join", kit, answer="y\n")  # `--yes` was nobody's word
+    assert "Do these agree" not in ok("join", kit)
+    after.reconfigure(study(rounds=3))
+    assert "changes: rounds: 8 -> 3" in ok("accept", kit, after.list, answer="y\n")
+    assert "Do these agree" not in ok("join", kit)
+    assert started == [kit] * 4
+
+
+# What is refused
+
+
+def test_a_site_that_was_not_approved_takes_no_part(before: Apart) -> None:
+    assert "waits for its certificate" in refused("join", before.kit("lab"))
+    assert "has no certificate of lab: the organiser has not approved it yet" in refused(
+        "accept", before.kit("lab"), before.list
+    )
+
+
+def test_requests_of_others_are_refused(before: Apart, tmp_path: Path) -> None:
+    other = Apart(tmp_path / "other")
+    other.found(study("clinic", "stranger"))
+    assert "is for the project peertune with the authority" in refused(
+        "approve", other.request("clinic"), "--kits", before.kits
+    )
+    path = before.kits.parent / "lab.request"
+    request = json.loads(path.read_text())
+    for change, expected in (
+        ({"project": "another"}, "is for the project another"),
+        ({"party": "stranger"}, "nobody invited stranger; the parties of the configuration are: clinic, lab"),
+        ({"party": "clinic"}, "asks for the name 'lab'"),
+        ({"csr": "-----BEGIN"}, "holds no certificate request"),
+        ({"card": ""}, "the card of lab cannot be used"),
+        ({"signature": ""}, "was changed on its way"),
+        ({"card": json.loads((path.with_name("clinic.request")).read_text())["card"]}, "in the name of clinic"),
+        ({"party": "coordinator"}, "asks for the name 'lab'"),
+    ):
+        path.write_text(json.dumps(request | change))
+        assert expected in refused("approve", path, "--kits", before.kits, "--yes"), change
+
+
+def test_a_card_that_was_exchanged_on_the_way_is_refused(before: Apart, tmp_path: Path) -> None:
+    """Somebody puts keys of his own into a request, and keeps the certificate request."""
+    other = Apart(tmp_path / "other")
+    other.found(study())
+    path = before.kits.parent / "lab.request"
+    false = json.loads(other.request("lab").read_text())
+    request = json.loads(path.read_text())
+    path.write_text(json.dumps(request | {"card": false["card"], "signature": false["signature"]}))
+    assert "was changed on its way" in refused("approve", path, "--kits", before.kits, "--yes")
+
+
+def test_two_requests_of_one_party_and_a_request_that_nobody_confirms(before: Apart) -> None:
+    path = before.kits.parent / "lab.request"
+    assert "two requests are of the same party" in refused("approve", path, path, "--kits", before.kits, "--yes")
+    listed = before.list.read_bytes()
+    result = peertune("approve", path, "--kits", before.kits, answer="n\n")
+    assert result.exit_code == 1 and before.list.read_bytes() == listed
+
+
+@pytest.mark.parametrize(
+    ("kind", "command"),
+    [
+        (Invitation, ("request", "{file}", "--to", "{new}")),
+        (Request, ("approve", "{file}", "--kits", "{kits}")),
+        (Signed, ("accept", "{kit}", "{file}")),
+    ],
+)
+def test_files_that_are_none_of_ours_are_refused(
+    kind: Any, command: tuple[str, ...], after: Apart, tmp_path: Path
+) -> None:
+    file, name = tmp_path / "file", kind.__struct_config__.tag
+    places = {"file": file, "kits": after.kits, "kit": after.kit("lab"), "new": tmp_path / "new"}
+    words = [word.format(**places) for word in command]
+    assert "cannot be read (No such file" in refused(*words)
+    others = [after.list, after.kit("lab").with_name("lab.request"), after.kit("lab") / "local" / "invitation.json"]
+    wrong = [path.read_bytes() for path in others if json.loads(path.read_text())["kind"] != name]
+    for raw in (b"", b"{}", b"\xff", b"[" * 100_000, *wrong):
+        file.write_bytes(raw)
+        assert f"holds no {name}" in refused(*words)
+    file.write_bytes(b" " * (documents.MAX + 1))
+    assert "is larger than" in refused(*words)
+    assert not (tmp_path / "new").exists()
+
+
+@given(st.binary(max_size=200), st.sampled_from([Invitation, Request, Signed]))
+def test_any_bytes_are_a_document_or_one_error(tmp_path_factory: pytest.TempPathFactory, raw: bytes, kind: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "any"
+    path.write_bytes(raw)
+    with pytest.raises(ConfigError):
+        read_document(path, kind)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("party",), "lab; touch /tmp/x"),
+        (("party",), "lab\n"),
+        (("project", "name"), "$(id)"),
+        (("project", "host"), "host`id`"),
+        (("project", "port"), 0),
+        (("authority",), "no certificate"),
+        (("config",), "{}"),
+        (("party",), "stranger"),
+    ],
+)
+def test_an_invitation_that_is_not_in_order_makes_no_kit(
+    place: tuple[str, ...], value: object, asked: Path, tmp_path: Path
+) -> None:
+    """What is in it goes into FLARE's start-up scripts."""
+    invitation = json.loads((asked / "lab" / "lab.invitation").read_text())
+    (invitation if len(place) == 1 else invitation[place[0]])[place[-1]] = value
+    file = tmp_path / "false.invitation"
+    file.write_text(json.dumps(invitation))
+    refused("request", file, "--to", tmp_path / "kit")
+    assert [path.name for path in tmp_path.iterdir()] == ["false.invitation"]
+
+
+def test_nothing_is_overwritten(after: Apart) -> None:
+    before = {path: path.read_bytes() for path in after.folder.rglob("*") if path.is_file()}
+    invitation = after.folder / "lab" / "lab.invitation"
+    assert "exists; a kit is not overwritten" in refused("request", invitation, "--to", after.kit("lab"))
+    found = ("provision", after.kits.parent / "study.yaml", "--host", "localhost", "--to", after.kits)
+    assert "exists and is not overwritten" in refused(*found)
+    assert {path: path.read_bytes() for path in after.folder.rglob("*") if path.is_file()} == before
+    ok("renew", after.kit("lab"), "--keys")
+    waiting = (after.kit("lab") / "pending" / "tls.key").read_bytes()
+    assert "no key is overwritten" in refused("renew", after.kit("lab"), "--keys")
+    ok("renew", after.kit("lab"))
+    assert (after.kit("lab") / "pending" / "tls.key").read_bytes() == waiting
+
+
+def test_names_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(json.dumps(study("submitter", "lab")))
+    found = ("provision", file, "--host", "localhost", "--to", tmp_path / "kits")
+    assert "an agent cannot be called 'submitter'" in refused(*found)
+    file.write_text(json.dumps(study()))
+    assert "an agent cannot be called 'lab'" in refused("provision", file, "--host", "lab", "--to", tmp_path / "kits")
+    for option, value in (("--project", "a b"), ("--host", "x" * 64), ("--host", "::1")):
+        assert "expected a plain word for the name" in refused(*found, option, value)
+    assert not (tmp_path / "kits").exists()
+
+
+# Time
+
+
+def at(days: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let certificates be looked at so many days from now."""
+
+    class Shifted(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) + timedelta(days=days)
+
+    monkeypatch.setattr(certificates, "datetime", Shifted)
+
+
+def test_certificates_out_of_date_are_refused(before: Apart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    invitation = before.folder / "lab" / "lab.invitation"
+    request = before.kits.parent / "lab.request"
+    with monkeypatch.context() as patch:
+        at(-1, patch)
+        assert "in the invitation is valid only from" in refused("request", invitation, "--to", tmp_path / "kit")
+        assert "is valid only from" in refused("approve", request, "--kits", before.kits, "--yes")
+        at(certificates.AUTHORITY_DAYS + 1, patch)
+        assert "in the invitation expired on" in refused("request", invitation, "--to", tmp_path / "kit")
+        assert "expired on" in refused("approve", request, "--kits", before.kits, "--yes")
+    before.approve(request)
+    with monkeypatch.context() as patch:
+        at(certificates.DAYS + 1, patch)
+        assert "the certificate of lab expired on" in refused("accept", before.kit("lab"), before.list, "--yes")
+        at(-1, patch)
+        assert "the certificate of lab is valid only from" in refused("accept", before.kit("lab"), before.list)
+    assert not (before.kit("lab") / "startup" / "client.crt").exists()
+
+
+# The list of members
+
+
+def test_a_list_that_is_older_changed_or_of_others_is_refused(after: Apart, tmp_path: Path) -> None:
+    old = shutil.copy(after.list, tmp_path / "old.members")
+    after.reconfigure(study(rounds=3))
+    after.accept("lab")
+    assert "is older than the list that" in refused("accept", after.kit("lab"), old)
+    listed = json.loads(after.list.read_text())
+    false = tmp_path / "false.members"
+    for change in ({"body": listed["body"].replace("rounds", "seed")}, {"signature": ""}, {"signature": "é"}):
+        false.write_text(json.dumps(listed | change))
+        assert "is not signed by the authority of this kit" in refused("accept", after.kit("lab"), false)
+    other = Apart(tmp_path / "other")
+    other.found(study())
+    assert "is not signed by the authority of this kit" in refused("accept", after.kit("lab"), other.list)
+
+
+def test_who_is_new_is_invited_and_the_others_get_its_card(after: Apart) -> None:
+    after.reconfigure(study("clinic", "lab", "school"))
+    assert [path.name for path in (after.kits / "invitations").iterdir()] == ["school.invitation"]
+    after.approve(after.request("school"))
+    assert "changes: school is new" in ok("accept", after.kit("clinic"), after.list, "--yes")
+    after.accept("lab", "school", "coordinator")
+    assert {name: set(pinned(after.kit(name)).names) for name in ("clinic", "lab", "school")} == {
+        "clinic": {"lab", "school"},
+        "lab": {"clinic", "school"},
+        "school": {"clinic", "lab"},
+    }
+    parties = [agent["name"] for agent in json.loads(read_settings(after.kit("coordinator")).config)["agents"]]
+    assert parties == ["clinic", "lab", "school"]
+
+
+def test_who_is_removed_is_trusted_and_let_in_no_more(after: Apart) -> None:
+    after.reconfigure(study("clinic"))
+    said = ok("accept", after.kit("clinic"), after.list, "--yes")
+    assert "changes: lab is removed" in said and "changes: agents.1.name" in said
+    assert pinned(after.kit("clinic")).names == ()
+    assert "has no certificate of lab: the organiser has not approved it yet, or removed it" in refused(
+        "accept", after.kit("lab"), after.list
+    )
+    after.accept("coordinator")
+    disabled = after.kit("coordinator") / "disabled_clients.json"
+    assert json.loads(disabled.read_text()) == {"disabled_clients": ["lab"]}
+    assert "nobody invited lab" in refused("approve", after.kits.parent / "lab.request", "--kits", after.kits)
+    after.reconfigure(study())
+    after.accept("coordinator")
+    assert json.loads(disabled.read_text()) == {"disabled_clients": []}
+    assert (after.kits / "invitations" / "lab.invitation").exists()
+
+
+def test_a_renewed_certificate_is_for_the_same_keys_and_needs_no_telephone(after: Apart) -> None:
+    kit = after.kit("lab")
+    certificate, key = ((kit / "startup" / f"client.{end}").read_bytes() for end in ("crt", "key"))
+    ok("renew", kit)
+    assert "known" in ok("approve", after.send("lab"), "--kits", after.kits)
+    assert "Do these agree" in ok("accept", kit, after.list, answer="y\n")
+    assert (kit / "startup" / "client.key").read_bytes() == key
+    assert (kit / "startup" / "client.crt").read_bytes() != certificate
+    assert "changes" not in ok("accept", after.kit("clinic"), after.list, "--yes")
+    for name in ("coordinator", "submitter"):
+        ok("renew", after.kit(name))
+        assert "known" in ok("approve", after.kit(name).with_name(f"{name}.request"), "--kits", after.kits)
+        after.accept(name)
+
+
+def test_new_keys_are_taken_by_who_was_told_of_them(after: Apart) -> None:
+    kit = after.kit("lab")
+    old = (kit / "local" / KEYS).read_bytes(), (kit / "startup" / "client.key").read_bytes()
+    ok("renew", kit, "--keys")
+    request = after.send("lab")
+    assert "lab has other keys than those that were approved before" in refused(
+        "approve", request, "--kits", after.kits, "--yes", kind=ChangedKeyError
+    )
+    after.accept("lab")  # the last list is still for the old keys, which serve
+    assert old == ((kit / "local" / KEYS).read_bytes(), (kit / "startup" / "client.key").read_bytes())
+    after.approve(request, changed="lab")
+    assert "lab shows other keys than those that are pinned" in refused(
+        "accept", after.kit("clinic"), after.list, "--yes", kind=ChangedKeyError
+    )
+    before = pinned(after.kit("clinic"))["lab"]
+    after.accept("clinic", changed="lab")
+    after.accept("lab")
+    assert pinned(after.kit("clinic"))["lab"] != before and not (kit / "pending").exists()
+    new = (kit / "local" / KEYS).read_bytes(), (kit / "startup" / "client.key").read_bytes()
+    assert not set(old) & set(new)
+    clinic, lab = (seal_of(after.kit(name), "run/1") for name in ("clinic", "lab"))
+    assert lab.open("clinic", 1, clinic.close("lab", 1, b"text", call=7), call=7) == b"text"
+
+
+def test_a_certificate_for_other_keys_than_the_kits_is_refused(before: Apart, tmp_path: Path) -> None:
+    """The site has lost its kit, made another, and the organiser approved the first request."""
+    request = before.kits.parent / "lab.request"
+    second = tmp_path / "second"
+    ok("request", before.folder / "lab" / "lab.invitation", "--to", second)
+    before.approve(request)
+    assert "is for other keys than those in" in refused("accept", second, before.list)
+
+
+def test_a_kit_that_was_stopped_half_way_takes_the_list_again(after: Apart) -> None:
+    """As after a power cut between the two keys."""
+    kit = after.kit("lab")
+    ok("renew", kit, "--keys")
+    after.approve(after.send("lab"), changed="lab")
+    (kit / "pending" / KEYS).replace(kit / "local" / KEYS)
+    after.accept("lab")
+    certificate = load_crt(kit / "startup" / "client.crt")
+    assert certificates.fits(certificate, certificates.read_key(kit / "startup" / "client.key"))
+    assert not (kit / "pending").exists()
