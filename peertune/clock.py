@@ -237,11 +237,11 @@ class RealClock:
         self._answered(asked, len(asked) if self._closed else _enough(self._quorum, len(asked)))
         missed = {ref.owner for ref in self._late}
         done = self._engine.answered([self._last[name] for name in missed - self._silent], 0, 0.0)
-        self._at_work |= {name: self._last[name] for name in missed if self._last[name] not in done}
+        at_work = {name: ref for name, ref in self._last.items() if name in missed and ref not in done} | self._at_work
+        self._at_work = {name: at_work[name] for name in self._names if name in at_work}
         body = {"start": self._start, "end": self.now, "unit": "s", "absent": absent}
         self._begin_nothing()
-        listed = {"missed": missed, "busy": self._at_work}
-        return body | {key: [name for name in self._names if name in each] for key, each in listed.items()}
+        return {**body, "missed": [name for name in self._names if name in missed], "busy": [*self._at_work]}
 
     def free(self, name: str) -> float:
         """When the agent will have done all that it was asked so far: who is at work, nobody knows."""

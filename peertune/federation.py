@@ -99,7 +99,7 @@ class Federation:
         refs = [ref for ref in self._awaited if ref.owner in back]
         reports = self._fetch_all({ref: ref for ref in refs})
         late = [replace(self._awaited.pop(ref), report=reports.get(ref)) for ref in refs]
-        self._arrived = [each for each in late if each.report is not None]
+        self._arrived += [each for each in late if each.report is not None]
         return back
 
     def begin_round(self, t: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from peertune.config.asynchrony import patience_among
 from peertune.config.schema import Config
 from peertune.engines.site import Home
 from peertune.errors import ConfigError
@@ -83,7 +84,7 @@ def home(settings: Settings, run: Path, wanted: str) -> Home:
         raise ConfigError(f"the kit is for {name}, which is no party of this run")
     own = localised(config, settings)
     plan = Plan(own.model_dump_json(), str(run), config.parties()[name].model)
-    return Home(name, BUILDER, msgspec.json.encode(plan), own.engine.deadline)
+    return Home(name, BUILDER, msgspec.json.encode(plan), own.engine.deadline, patience=patience_among(config))
 
 
 def localised(config: Config, settings: Settings) -> Config:

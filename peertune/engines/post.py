@@ -4,6 +4,7 @@ A run that is started again begins a new `session`; within it the `round` counts
 call has its number. Whatever arrives twice is therefore known to be the same.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -38,13 +39,14 @@ class Submit(msgspec.Struct, tag=True):
     orders: list[Order]
 
 
-class Get(msgspec.Struct, tag=True):
-    """The answer of a call, for whoever asks; `wait` seconds for it."""
+class Get(msgspec.Struct, tag=True, omit_defaults=True):
+    """The answer of a call, for whoever asks; `wait` seconds for it. `look`: only if it is there."""
 
     session: str
     round: int
     ref: Ref
     wait: float = LONGEST
+    look: bool = False
 
 
 class Drain(msgspec.Struct, tag=True):
@@ -86,16 +88,18 @@ VERBS: dict[str, type[Question]] = {"submit": Submit, "get": Get, "drain": Drain
 Line = Callable[[str, bytes, float], bytes]
 
 
-def ask(line: Line, question: Question, patience: float) -> Answer:
-    """The answer to one question, repeated until it is there.
+def ask(line: Line, question: Question, patience: float, seconds: float = math.inf) -> Answer:
+    """The answer to one question, repeated until it is there, or `Pending` after so many seconds.
 
     Raises `ConnectionError` if there is no way for `patience` seconds, `PayloadError` for bytes that are no answer.
     """
-    raw = msgspec.msgpack.encode(question)
-    verb = type(question).__name__.lower()
+    verb, end = type(question).__name__.lower(), time.monotonic() + seconds
     while True:
+        if isinstance(question, Get) and seconds < math.inf:
+            question = msgspec.structs.replace(question, wait=min(question.wait, max(0.0, end - time.monotonic())))
+        raw = msgspec.msgpack.encode(question)
         answer: Answer = read(_carried(line, question.session, (verb, raw), patience), Answer)
-        if not isinstance(answer, Pending):
+        if not isinstance(answer, Pending) or time.monotonic() >= end:
             return answer
 
 

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from multiprocessing.connection import Connection
 
 import msgspec
@@ -39,7 +40,7 @@ class Process:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
-        self.connection = Connection(ours.detach())
+        self.connection, self._stopping = Connection(ours.detach()), threading.Lock()
 
     def send(self, message: Message) -> None:
         self.connection.send_bytes(msgspec.msgpack.encode(message))
@@ -56,9 +57,10 @@ class Process:
         return self._process.poll() is not None
 
     def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self.connection.close()  # after its end: another thread may be reading
+        with self._stopping:  # a site is closed while its own thread finds out that the process has ended
+            self._process.kill()
+            self._process.wait()
+            self.connection.close()  # after its end: another thread may be reading
 
 
 class Inline:

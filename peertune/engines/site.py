@@ -5,6 +5,7 @@ submit, drain and clear; an answer goes to those whom the agent's own rules let 
 its own, which may die or hang without taking the site with it.
 """
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from peertune.engines.seal import Plain, Seal
 from peertune.engines.worker import Call, Done, Refused, Release, Start, Started, Value, Withheld, refused
 from peertune.engines.worker import Clear as Forget
 from peertune.errors import AgentError, ConfigError, PeertuneError
-from peertune.ledger import COORDINATOR
+from peertune.ledger import COORDINATOR, SERVER
 from peertune.payloads import kind_of
 
 LOST = "its answer was lost with its process"
@@ -30,7 +31,7 @@ LOST = "its answer was lost with its process"
 @dataclass(frozen=True, slots=True)
 class Home:
     """What a site's owner has set: the agent, "module:function" that builds it and what that is told, seconds that a
-    call may take, and environment variables of the agent's process.
+    call may take, environment variables of the agent's process, and seconds that a call waits for another agent.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Home:
     spec: bytes
     deadline: float = 600.0
     environment: Mapping[str, str] = field(default_factory=dict)
+    patience: float = math.inf
 
 
 @dataclass(slots=True)
@@ -162,6 +164,8 @@ class Site:
                 return _withheld(ref, "its answer was dropped when the round ended")
             if failure := state.failures.get(ref.id):
                 return Withheld(fields_of(failure))
+            if question.look and caller == COORDINATOR:
+                return post.Accepted()
         return self._release(caller, ref, state)
 
     def _settled(self, question: post.Get) -> bool:
@@ -269,7 +273,10 @@ class Site:
     def _pull(self, ref: Ref, number: int) -> Argument:
         """The answer from its owner, the seal opened and broken; or why it cannot come."""
         try:
-            answer = post.ask(self._lines[ref.owner], post.Get(self._session, number, ref), self._patience)
+            patience = math.inf if ref.owner == SERVER else self._home.patience
+            answer = post.ask(self._lines[ref.owner], post.Get(self._session, number, ref), self._patience, patience)
+            if isinstance(answer, post.Pending):
+                answer = _withheld(ref, f"no answer within {patience:g} s, which {self._home.name} waited for it")
             if isinstance(answer, Withheld):
                 return Argument(ref, None, answer.failure)
             if isinstance(answer, Value):
