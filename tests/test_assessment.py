@@ -64,7 +64,8 @@ def test_what_is_no_number_never_teaches(sources: int, problems: int, data: st.D
             assert not weights[:, problem].any()
             continue
         assert column[chosen] == np.nanmin(column) and not (own[problem] <= column[chosen])
-        assert weights[:, problem].sum() == pytest.approx(1) and weights[:, problem].argmax() == chosen
+        assert weights[:, problem].sum() == pytest.approx(1)
+        assert weights[chosen, problem] == weights[:, problem].max()  # losses nearly the same weigh the same
         assert not weights[~np.isfinite(column), problem].any()
 
 
