@@ -34,6 +34,8 @@ class MethodError(ConfigError):
 class StorageError(ConfigError):
     """A file of the run cannot be read or written; the last complete round is safe."""
 
+    code = "storage"
+
 
 class DamagedError(StorageError):
     """A stored file is missing, or its content is not what was stored: an older one must do."""

@@ -56,6 +56,7 @@ class Experiment:
     def __init__(self, folder: Path, config: Config, ledger: Ledger, watch: Watch, new: bool = False) -> None:
         self.folder, self.config, self._ledger, self._watch = folder, config, ledger, watch
         self._blobs = Blobs(folder / "coordinator" / "checkpoints")
+        self.again = f"`peertune resume {folder.name}`"  # what to do when it has stopped
         self.preview: Preview = lambda facts, text: None
         self.start: Callable[[Config, Path, Listener], Engine] = start_engine
         self.stopping, self._new = False, new
@@ -107,9 +108,7 @@ class Experiment:
         state, done = self._restore_arm(fed, arm, method)
         for t in range(done + 1, self.config.rounds + 1):
             if self.stopping:
-                raise Interrupted(
-                    f"stopped after round {t - 1} of {arm}; continue with `peertune resume {self.folder.name}`"
-                )
+                raise Interrupted(f"stopped after round {t - 1} of {arm}; continue with {self.again}")
             self._enter(arm, t)
             self._rejoin(fed, t)
             fed.begin_round(t)
@@ -195,9 +194,8 @@ class Experiment:
             try:
                 receipt = fed.fetch(ref)
             except AgentError as error:
-                raise StorageError(
-                    f"{error}; the last complete round is safe, continue with `peertune resume {self.folder.name}`"
-                ) from None
+                kind = StorageError if error.code == StorageError.code else PeertuneError
+                raise kind(f"{error}; the last complete round is safe, continue with {self.again}") from None
             assert isinstance(receipt, Receipt)
             digests[name] = receipt.digest
         self._close_phase(fed, "checkpoint")
@@ -214,7 +212,8 @@ class Experiment:
         fed.end_round()  # not a part of any round: a resumed run has it where another has not
         passing = [error for error in errors if error.code != DamagedError.code]
         if passing:
-            raise PeertuneError(f"{passing[0]}; nothing is lost, try again with `peertune resume {self.folder.name}`")
+            kind = StorageError if passing[0].code == StorageError.code else PeertuneError
+            raise kind(f"{passing[0]}; nothing is lost, try again with {self.again}")
         if errors:
             raise DamagedError(str(errors[0]))
 

@@ -382,6 +382,24 @@ def test_a_name_that_is_taken(models: dict[str, str], tmp_path: Path, spy: Spy) 
         Experiment.create(spy.folder, small_config(models), spy.watch)
 
 
+@pytest.mark.parametrize(("code", "exit_code"), [("error", 1), ("storage", 2)])
+def test_a_round_that_is_not_kept_is_worth_another_try_unless_a_disk_refuses(
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, exit_code: int
+) -> None:
+    fetch = Federation.fetch
+
+    def refuse(fed: Federation, ref: Any) -> Any:
+        if ref.verb == "checkpoint":
+            raise AgentError("a1", "checkpoint", "a1 is out of reach", code)
+        return fetch(fed, ref)
+
+    monkeypatch.setattr(Federation, "fetch", refuse)
+    expected = "a1 is out of reach; the last complete round is safe, continue with `peertune resume run`"
+    with pytest.raises(PeertuneError, match=expected) as caught:
+        run(tmp_path / "run", small_config(models, TWO))
+    assert caught.value.exit_code == exit_code
+
+
 def test_a_run_that_is_finished_is_resumed_without_a_change(models: dict[str, str], tmp_path: Path, head: str) -> None:
     run(tmp_path / "run", small_config(models, TWO))
     assert resume(tmp_path / "run").head == head

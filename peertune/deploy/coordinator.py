@@ -42,6 +42,7 @@ class FlareCoordinator(Participant):
                 progress.update(body, event=event)
 
         experiment = Experiment.reopen(folder, watch) if folder.exists() else Experiment.create(folder, config, watch)
+        experiment.again = f"`peertune run FILE --on KIT --name {self.run}`"
         lines, session = self.lines(), self.session()
         experiment.start = lambda config, folder, listener: FlareEngine(lines, session, listener=listener)
         experiment.run()
