@@ -2,17 +2,33 @@
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import torch
 from contract import failures, transfers
 from held import FOUR, Yard
-from toy import FIRST, fault
+from small import bodies, make_models, run, small_config
+from test_asynchrony import RUN, SET, equal
+from toy import FIRST, PATH_HERE, fault
 
+from peertune.assemble import Spec
 from peertune.clock import Asynchrony, RealClock
+from peertune.config.schema import Config
+from peertune.engines.local import Listener, LocalEngine
+from peertune.experiment import Experiment, Interrupted
 from peertune.federation import Federation, RoundLog
+from peertune.ledger import Ledger
+from peertune.machine import seating
+from peertune.matchmakers.base import Pair
+from peertune.matchmakers.linucb import LinUCB
+from peertune.methods import Knexa
+from peertune.methods.base import State
 from peertune.payloads import Picks, Profile, Verdicts
+from peertune.report.tables import result_tables
 
 PICKS = Picks((1, 2))
 Start = Callable[..., tuple[Yard, Federation]]
@@ -169,3 +185,160 @@ def test_who_waits_for_a_slow_agents_answer_goes_on_without_it(start: Start) -> 
     log = fed.end_round()
     assert clock_of(log) == {"absent": {}, "missed": ["a0"], "busy": ["a0"]}
     assert failures(log)[0][:2] == ("a0", "share") and "which a1 waited for it" in failures(log)[0][2]
+
+
+# What comes late is learnt from
+
+
+def test_a_late_gain_updates_the_matchmaker_when_it_comes_with_the_context_that_was_scored(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matched: list[list[Pair]] = []
+    original = LinUCB.match
+
+    def match(self: LinUCB, state: State, *args: Any) -> list[Pair]:
+        matched.append(original(self, state, *args))
+        return matched[-1]
+
+    monkeypatch.setattr(LinUCB, "match", match)
+    yard, fed = start(rounds=3, quorum=0.75)
+    policy = LinUCB(max_students=3)
+    knexa = Knexa(run=RUN, matchmaker=policy, route="set", max_pairs=4, byte_weight=0.0)
+    states, rows = [knexa.init(fed)], []
+    for t in (1, 2, 3):
+        yard.hold("a1", "learn") if t == 1 else yard.release("a1", "learn") if t == 3 else None
+        fed.rejoin(t)
+        fed.end_round()
+        fed.begin_round(t)
+        states.append(knexa.round(states[-1], fed, t))
+        rows.append([row for row in fed.end_round().rows if row.kind in ("pair", "late")])
+    told = [{row.body["receiver"]: row.body for row in each if row.kind == "pair"} for each in rows]
+    (late,) = [row.body for each in rows for row in each if row.kind == "late"]
+    assert [set(each) for each in told] == [{"a0", "a2", "a3"}, {"a0", "a2", "a3"}, set(FOUR)]
+    (waiting,) = [pair for pair in matched[0] if pair.receiver == "a1"]
+    assert (late["agreed"], late["source"], late["receiver"]) == (1, waiting.source, "a1")
+
+    expected = policy.init(0)
+    for t, reports in enumerate(told):
+        pairs = [(waiting, late["reward"])] if t == 2 else []  # it came before the pairs of round 3
+        pairs += [(pair, reports[pair.receiver]["reward"]) for pair in matched[t] if pair.receiver in reports]
+        for pair, reward in pairs:
+            expected = policy.update(expected, pair, reward)
+        assert equal({key: states[t + 1][f"matchmaker/{key}"] for key in expected}, expected)
+        assert not [key for key in states[t + 1] if key.startswith("book/")]
+
+
+@pytest.mark.parametrize("route", ["prompt", "set"])
+def test_late_lessons_stand_in_the_ledger_with_the_round_that_they_are_of(start: Start, route: Any) -> None:
+    yard, fed = start(rounds=2, quorum=0.75)
+    knexa = Knexa(run=RUN, matchmaker=LinUCB(max_students=3), route=route, max_pairs=4, byte_weight=0.0)
+    state = knexa.init(fed)
+    for t in (1, 2):
+        yard.hold("a1", "learn") if t == 1 else yard.release("a1", "learn")
+        fed.rejoin(t)
+        fed.end_round()
+        fed.begin_round(t)
+        state = knexa.round(state, fed, t)
+        log = fed.end_round()
+        mine = [row.body for row in log.rows if row.kind == "pair" and row.body["receiver"] == "a1"]
+        assert not mine if t == 1 else {body.get("agreed") for body in mine} == {1, None}
+
+
+# True runs
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    torch.set_num_threads(1)
+    return make_models(tmp_path_factory.mktemp("models"))
+
+
+def config(models: dict[str, str], **changes: Any) -> Config:
+    sections = {"method": SET | {"max_pairs": 2}, "rounds": 4, "engine": {"workers": "auto"}}
+    return small_config(models, "llama gpt2", **sections | {"asynchrony": {"quorum": 0.5}} | changes)
+
+
+def held(experiment: Experiment, gates: Path) -> Experiment:
+    def begin(config: Config, folder: Path, listener: Listener) -> LocalEngine:
+        groups, environments = seating(config)
+        assert groups == [["a1"], ["a0"]]  # one each, by model
+        environments = [each | PATH_HERE | {"GATES": str(gates)} for each in environments]
+        spec = msgspec.json.encode(Spec(config.model_dump_json(), str(folder)))
+        return LocalEngine("held:build_true", spec, groups, environments=environments, listener=listener)
+
+    experiment.start = begin
+    return experiment
+
+
+def test_a_run_goes_on_without_a_slow_agent_is_stopped_meanwhile_and_takes_it_back(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    """a1 is at work when the run is stopped after round 1. Then it is slow from its lesson of round 2 to the beginning
+    of round 4. (Four starts of true agents take their time.)
+    """
+    gate = tmp_path / "a1.learn"
+
+    def watch(event: str, body: dict[str, Any]) -> None:
+        match event, body.get("arm"), body.get("round"):
+            case "begin", "knexa", 1 | 2:
+                gate.touch()
+            case "round", "knexa", 1:
+                experiment.request_stop()
+            case "begin", "knexa", 4:
+                gate.unlink()
+
+    experiment = held(Experiment.create(tmp_path / "run", config(models), watch), tmp_path)
+    with pytest.raises(Interrupted):
+        experiment.run()
+    gate.unlink()
+    held(Experiment.reopen(tmp_path / "run", watch), tmp_path).run()
+    ledger = Ledger.read(tmp_path / "run" / "ledger.sqlite")
+    ledger.verify()
+    times = [(event.body["start"], event.body["end"]) for event in ledger.events("clock")]
+    assert sorted(times) == times and all(end <= start for (_, end), (start, _) in pairwise(times))
+    rounds = [(event.body["absent"], event.body["busy"]) for event in ledger.events("clock")]
+    assert rounds == [({}, ["a1"]), ({}, ["a1"]), ({"a1": "at work"}, ["a1"]), ({}, [])]
+    first, *states, last = [event.body["agents"]["a1"] for event in ledger.events("checkpoint")]
+    assert states == [first] * 3 and last != first  # the warm start's, until it was done
+    (late,) = [(event.round, event.body["agreed"], event.body["receiver"]) for event in ledger.events("late")]
+    assert late == (4, 2, "a1")  # the lesson of round 1 never was
+    told = [(each.round, each.body.get("agreed")) for each in ledger.events("pair") if each.body["receiver"] == "a1"]
+    assert told == [(4, 2), (4, None)]
+    graded = [(event.round, event.body["agent"]) for event in ledger.events("scores", "knexa")]
+    assert graded == [(2, "a0"), (4, "a0"), (4, "a1")] and bodies(ledger, "failure") == []
+    table = {table.title: table for table in result_tables(ledger)}["Rounds in real time"]
+    assert [row[7] for row in table.rows] == ["–", "–", "–", "a1"]
+
+
+def test_rules_that_let_nobody_be_late_change_nothing(models: dict[str, str], tmp_path: Path) -> None:
+    method = SET | {"max_pairs": 2}
+    without = run(tmp_path / "a", small_config(models, "llama gpt2", method=method))
+    engine = {"workers": 2}
+    trivial = run(tmp_path / "b", small_config(models, "llama gpt2", method=method, engine=engine, asynchrony={}))
+    one, other = ([event for event in ledger.events() if event.kind != "run"] for ledger in (without, trivial))
+    assert [(each.kind, each.round, each.body) for each in one] == [
+        (each.kind, each.round, each.body) for each in other
+    ]
+    assert "asynchrony" not in bodies(without, "run")[0]["config"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"availability": {"dropout": 0.1}}, "asynchrony is in real time, availability in virtual time"),
+        ({"engine": {"workers": 1}}, "asynchrony needs a process for each of 2 parties"),
+        ({"engine": {"workers": 0}}, "and engine.workers is 0; remove it"),
+        ({"asynchrony": {"timeout": 600}}, "asynchrony.timeout is 600 s, but a call is stopped after engine.deadline"),
+        ({"asynchrony": {"quorum": 0.0}}, "greater than 0"),
+        ({"asynchrony": {"timeout": 0}}, "greater than 0"),
+    ],
+)
+def test_rules_that_cannot_be(models: dict[str, str], changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        config(models, **changes)
+
+
+def test_methods_whose_parties_wait_for_each_other_are_refused(models: dict[str, str]) -> None:
+    agents = [{"model": models["llama"], "release": {"records": "agents"}} for _ in range(2)]
+    with pytest.raises(ValueError, match="pooled: the parties of centralised wait for each other within a round"):
+        config(models, agents=agents, baselines={"pooled": "centralised"})

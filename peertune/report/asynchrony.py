@@ -1,4 +1,4 @@
-"""What virtual time did to a run: how long rounds took, who was missing, whose reports came late or were refused."""
+"""What time did to a run: how long rounds took, who was missing, whose reports came late or were refused."""
 
 from collections import Counter, defaultdict
 
@@ -7,14 +7,15 @@ from peertune.report.table import ABSENT, Table
 
 
 def rounds_table(ledger: Ledger) -> Table:
-    """One line a round; no rows in a run without `availability`."""
+    """One line a round; no rows in a run without `availability` or `asynchrony`."""
     late: dict[tuple[str, int], list[str]] = defaultdict(list)
-    for event in ledger.events("late"):
-        late[event.arm, event.round].append(event.body["receiver"])
-    rows = []
+    for event in (*ledger.events("late"), *(event for event in ledger.events("pair") if "agreed" in event.body)):
+        if event.body["receiver"] not in late[event.arm, event.round]:
+            late[event.arm, event.round].append(event.body["receiver"])
+    rows, unit = [], ""
     for event in ledger.events("clock"):
         body, here = event.body, (event.arm, event.round)
-        absent = Counter(body["absent"].values())
+        absent, unit = Counter(body["absent"].values()), body.get("unit", "")
         rows.append(
             [
                 event.arm,
@@ -25,11 +26,13 @@ def rounds_table(ledger: Ledger) -> Table:
             ]
         )
     columns = ["Arm", "Round", "Began", "Closed", "Absent", "Missed the deadline", "Still at work", "Late reports"]
-    note = (
-        "Virtual time, in optimiser steps of an ordinary agent. Late reports: receivers of exchanges agreed in an "
-        "earlier round, whose gains came in this one."
+    title, measure = (
+        ("Rounds in real time", "Seconds since the arm began, without the time that the run was stopped")
+        if unit
+        else ("Rounds in virtual time", "Virtual time, in optimiser steps of an ordinary agent")
     )
-    return Table("Rounds in virtual time", columns, rows, note, labels=8)
+    note = f"{measure}. Late reports: receivers of exchanges agreed in an earlier round, whose gains came in this one."
+    return Table(title, columns, rows, note, labels=8)
 
 
 def refused_table(ledger: Ledger) -> Table:
