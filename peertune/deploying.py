@@ -241,9 +241,9 @@ def _tell_request(kit: Path, request: "Request") -> None:
     write_document(path, request)
     typer.echo(f"authority        {request.authority}")
     typer.echo(f"configuration    {digest(config_of(invitation_of(kit).config))[:SHOWN]}")
+    typer.echo(f"{path} written: send it to the organiser")
     if request.card:
-        typer.echo(f"own keys         {decoded(request.party, request.card).fingerprint}")
-    typer.echo(f"{path} written; send it to the organiser, and read out the line above to all")
+        typer.echo(f"own keys         {decoded(request.party, request.card).fingerprint}: read it out to all")
 
 
 def _keep_running(kit: Path, yes: bool) -> None:

@@ -20,6 +20,7 @@ from peertune.deploy import certificates, documents
 from peertune.deploy.documents import Invitation, Request, Signed, read_document
 from peertune.deploy.home import read_settings
 from peertune.deploy.sealing import KEYS, pinned, seal_of
+from peertune.deploy.trust import facts_of
 from peertune.errors import ChangedKeyError, ConfigError, PeertuneError
 
 
@@ -126,6 +127,17 @@ def test_fingerprints_are_confirmed_once(after: Apart, monkeypatch: pytest.Monke
     assert "changes: rounds: 8 -> 3" in ok("accept", kit, after.list, answer="y\n")
     assert "Do these agree" not in ok("join", kit)
     assert started == [kit] * 4
+
+
+def test_central_provisioning_makes_finished_kits(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(json.dumps(study()))
+    kits = tmp_path / "kits"
+    said = ok("provision", tmp_path / "study.yaml", "--host", "localhost", "--to", kits, "--central")
+    assert [line.split()[0] for line in said.splitlines()] == ["coordinator", "submitter", "clinic", "lab"]
+    assert pinned(kits / "lab").names == ("clinic",) and pinned(kits / "clinic").names == ("lab",)
+    shown = {name: facts_of(kits / name) for name in ("coordinator", "clinic", "lab")}
+    assert shown["clinic"] == shown["lab"] and shown["coordinator"].items() < shown["lab"].items()
+    assert not list(kits.glob("*/pending")) and (kits / "submitter" / "startup" / "client.crt").is_file()
 
 
 # What is refused

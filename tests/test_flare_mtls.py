@@ -47,9 +47,9 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         patch.setenv(flare_parts.FOLDER, str(folder))
         loopback = Loopback(folder, small_config({}, "", agents=agents))
-        loopback.start()
-        yield loopback
-        loopback.stop()
+        loopback.start()  # writes the kits; those of other federations are as they should be
+    yield loopback
+    loopback.stop()
 
 
 @pytest.fixture(scope="module")
