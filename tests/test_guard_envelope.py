@@ -1,6 +1,5 @@
 """Sealed messages: what opens, and the thousands that must not."""
 
-import base64
 import hashlib
 import hmac
 import random
@@ -9,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from canaries import CANARIES, disguises, hits
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from hypothesis import HealthCheck, given, settings
@@ -279,28 +279,6 @@ def test_nothing_leaves_for_a_party_that_is_not_pinned(party: dict[str, Seal], t
 
 
 # Canaries
-
-CANARIES = [f"zq-canary-{number:02d}-{random.Random(number).getrandbits(64):016x}" for number in range(50)]
-
-
-def disguises(canary: str) -> list[bytes]:
-    """Plain, hex, UTF-16, and base64 wherever it starts among the bytes that are encoded with it."""
-    raw = canary.encode()
-    plain = [
-        raw,
-        raw.hex().encode(),
-        raw.hex().upper().encode(),
-        canary.encode("utf-16-le"),
-        canary.encode("utf-16-be"),
-    ]
-    for skip in range(3):
-        encoded = base64.b64encode(bytes(skip) + raw)
-        plain.append(encoded[4 if skip else 0 : -4])  # without the letters that its neighbours share
-    return plain
-
-
-def hits(raw: bytes) -> int:
-    return sum(disguise in raw for canary in CANARIES for disguise in disguises(canary))
 
 
 def test_canaries_are_found_where_they_are() -> None:
