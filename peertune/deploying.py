@@ -197,9 +197,11 @@ def run_on(kit: Path, config: "Config", name: str) -> None:
     from peertune.deploy.home import digest
     from peertune.deploy.hub import Hub, follow
     from peertune.deploy.job import site_of, write_job
+    from peertune.deploy.preflight import check_run
     from peertune.runs import new_run
 
     new_run(kit, name)
+    check_run(kit, config)
     arguments = {"run": name, "wanted": digest(config), "sites": {party: site_of(party) for party in config.parties()}}
     hub = Hub(kit)
     with closing(hub), tempfile.TemporaryDirectory() as place:
@@ -247,10 +249,12 @@ def _tell_request(kit: Path, request: "Request") -> None:
 
 
 def _keep_running(kit: Path, yes: bool) -> None:
+    from peertune.deploy.preflight import check_start
     from peertune.deploy.start import keep_running
     from peertune.deploy.trust import confirm, facts_of
 
     seen = facts_of(kit)
+    check_start(kit)
     if _compare(kit, seen, yes):
         confirm(kit, seen)
     keep_running(kit, lambda line: typer.echo(line, err=True))

@@ -1,11 +1,26 @@
 """What can be wrong before a run across organisations has begun: each is one line that says what to do."""
 
+import fcntl
+import json
+import shutil
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta, tzinfo
+from pathlib import Path
+
 import pytest
+from apart import Apart, peertune, study
 
 pytest.importorskip("nvflare", reason="needs the extra peertune[flare]")
 
-from peertune.deploy.job import check_versions, installed  # noqa: E402
-from peertune.errors import ConfigError  # noqa: E402
+from peertune.deploy import certificates
+from peertune.deploy.job import check_versions, installed
+from peertune.deploy.start import LOCK
+from peertune.deploy.trust import invitation_of
+from peertune.errors import ConfigError
 
 # Versions
 
@@ -21,3 +36,133 @@ def test_versions_that_differ(package: str, theirs: str | None) -> None:
     with pytest.raises(ConfigError, match=expected) as caught:
         check_versions(wanted)
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+
+
+# What a start refuses, before FLARE would say it at length or not at all
+
+
+def refusal(*words: object) -> str:
+    """The one line with which a command ends, and exit code 2."""
+    result = peertune(*words)
+    assert isinstance(result.exception, ConfigError) and result.exception.exit_code == 2, result.output
+    assert "\n" not in str(result.exception)
+    return str(result.exception)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    parties = Apart(tmp_path_factory.mktemp("made") / "all")
+    parties.found(study(), port=free_port())
+    parties.approve(*[parties.request(name) for name in ("clinic", "lab")])
+    parties.accept("clinic", "lab")
+    return parties.folder
+
+
+@pytest.fixture
+def parties(made: Path, tmp_path: Path) -> Apart:
+    return Apart(Path(shutil.copytree(made, tmp_path / "all")))
+
+
+@pytest.fixture
+def other(tmp_path: Path, parties: Apart) -> Apart:
+    """Another federation, whose coordinator has the same place."""
+    other = Apart(tmp_path / "other")
+    other.found(study(), port=port_of(parties))
+    other.approve(*[other.request(name) for name in ("clinic", "lab")])
+    other.accept("clinic", "lab")
+    return other
+
+
+def port_of(parties: Apart) -> int:
+    return invitation_of(parties.kit("coordinator")).project.port
+
+
+def test_a_kit_of_another_project(parties: Apart, other: Apart) -> None:
+    with coordinator(parties):
+        said = refusal("join", other.kit("lab"), "--yes")
+    assert f"coordinator: localhost:{port_of(parties)} shows another certificate (" in said
+    assert "is this kit of its federation?" in said
+    with coordinator(parties):
+        assert "shows another certificate" in refusal("run", "demo", "--on", other.kit("submitter"), "--name", "first")
+
+
+def test_a_coordinator_that_does_not_take_the_certificate(parties: Apart, other: Apart) -> None:
+    for name in ("client.crt", "client.key"):
+        shutil.copy(other.kit("lab") / "startup" / name, parties.kit("lab") / "startup")
+    assert "is not signed by this federation's authority" in refusal("join", parties.kit("lab"), "--yes")
+
+
+@pytest.mark.parametrize(
+    ("days", "expected"),
+    [(-3, "the certificate of lab is valid only from "), (400, "the certificate of lab expired on ")],
+)
+@pytest.mark.parametrize("command", ["join", "run"])
+def test_a_certificate_that_is_not_valid_now(
+    parties: Apart, monkeypatch: pytest.MonkeyPatch, command: str, days: int, expected: str
+) -> None:
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) + timedelta(days=days)
+
+    monkeypatch.setattr(certificates, "datetime", Clock)
+    if command == "join":
+        said = refusal("join", parties.kit("lab"), "--yes")
+    else:
+        said = refusal("run", "demo", "--on", parties.kit("submitter"), "--name", "first")
+        expected = expected.replace("of lab", "of admin@peertune.org")
+    assert said.startswith(expected) and "set the clock" in said
+
+
+def test_a_port_that_is_in_use(parties: Apart) -> None:
+    with socket.create_server(("", port_of(parties))):
+        said = refusal("coordinator", parties.kit("coordinator"), "--yes")
+    assert f"port: {port_of(parties)} cannot be opened (Address already in use); stop what uses it" in said
+
+
+def test_a_kit_that_waits_for_its_certificate(made: Path, tmp_path: Path) -> None:
+    parties = Apart(tmp_path / "new")
+    parties.found(study(), port=free_port())
+    parties.request("lab")
+    assert "waits for its certificate: send its request" in refusal("join", parties.kit("lab"), "--yes")
+
+
+def test_a_configuration_that_names_a_site_nobody_invited(parties: Apart, tmp_path: Path) -> None:
+    file = tmp_path / "more.yaml"
+    file.write_text(json.dumps(study("clinic", "lab", "school")))
+    said = refusal("run", file, "--on", parties.kit("submitter"), "--name", "first")
+    assert "the configuration names school, no party of the federation that" in said
+    assert "`peertune reconfigure FILE`" in said
+
+
+def test_two_processes_with_one_kit(parties: Apart) -> None:
+    kit = parties.kit("lab")
+    with (kit / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "is running already; stop that first, one kit is for one process" in refusal("join", kit, "--yes")
+
+
+@contextmanager
+def coordinator(parties: Apart) -> Iterator[None]:
+    """What listens at the port with the coordinator's certificate, and greets once."""
+    startup = parties.kit("coordinator") / "startup"
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=startup / "rootCA.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(startup / "server.crt", startup / "server.key")
+    with socket.create_server(("127.0.0.1", port_of(parties))) as listener:
+
+        def greet() -> None:
+            plain, _ = listener.accept()
+            with plain, suppress(ssl.SSLError, ConnectionError), context.wrap_socket(plain, server_side=True) as secure:
+                secure.send(b"\0")
+
+        thread = threading.Thread(target=greet, daemon=True)
+        thread.start()
+        yield
+        thread.join(10)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

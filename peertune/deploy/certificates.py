@@ -115,7 +115,7 @@ def check_dates(certificate: x509.Certificate, what: str, cure: str) -> None:
     if now < certificate.not_valid_before_utc:
         raise ConfigError(f"{what} is valid only from {certificate.not_valid_before_utc:%F %R} UTC on; set the clock")
     if now > certificate.not_valid_after_utc:
-        raise ConfigError(f"{what} expired on {certificate.not_valid_after_utc:%F}; {cure}")
+        raise ConfigError(f"{what} expired on {certificate.not_valid_after_utc:%F}; {cure}, or set the clock")
 
 
 def check_issued(certificate: x509.Certificate, authority: x509.Certificate, name: str) -> None:

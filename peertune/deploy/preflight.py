@@ -45,6 +45,19 @@ class Kit:
         return self.folder / "startup" / f"{role(self.party)}.crt"
 
     @property
+    def own_certificate(self) -> x509.Certificate:
+        """Raises `ConfigError`."""
+        try:
+            return certificates.read_certificate(self.certificate.read_text(encoding="ascii"), str(self.certificate))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self.certificate} cannot be read ({error}); {ACCEPT} writes it") from None
+
+    @property
+    def place(self) -> str:
+        """Of the coordinator."""
+        return f"{self.invitation.project.host}:{self.invitation.project.port}"
+
+    @property
     def authority(self) -> x509.Certificate:
         return certificates.read_certificate(self.invitation.authority, "the authority's certificate")
 
@@ -62,6 +75,44 @@ def examine(folder: Path) -> list[Check]:
     checks += [_disk(kit)] if kit.party != SUBMITTER else []
     checks += [device(_config(kit).engine.device)] if is_site(kit.party) else []
     return checks
+
+
+def check_start(folder: Path) -> None:
+    """Raise `ConfigError` for what no waiting would mend. A coordinator that is out of reach will be called again."""
+    kit = Kit(folder, invitation_of(folder))
+    if members_of(folder) is None:
+        raise _wrong(folder, _waiting(kit))
+    certificates.check_issued(kit.own_certificate, kit.authority, identity(kit.invitation.project, kit.party).name)
+    if kit.party == COORDINATOR:
+        check = _port(kit)
+    else:
+        try:
+            _greet(kit)
+        except ssl.SSLError as error:
+            check = _strange(kit, error)
+        except OSError:
+            return
+        else:
+            return
+    if check.fix:
+        raise _wrong(folder, check)
+
+
+def check_run(folder: Path, config: Config) -> None:
+    """Raise `ConfigError` if runs cannot be started with this submitter's kit, or not this one."""
+    check_start(folder)
+    members = members_of(folder)
+    known = config_of(members.config).parties() if members else {}
+    unknown = sorted(config.parties().keys() - known.keys())
+    if unknown:
+        raise ConfigError(
+            f"the configuration names {', '.join(unknown)}, no party of the federation that {folder} knows: let the "
+            f"organiser run `peertune reconfigure FILE`, and {ACCEPT}; or take it out"
+        )
+
+
+def _wrong(folder: Path, check: Check) -> ConfigError:
+    return ConfigError(f"{folder}: {check.name.lower()}: {check.found}; {check.fix}")
 
 
 def _port(kit: Kit) -> Check:
@@ -83,21 +134,26 @@ def _port(kit: Kit) -> Check:
 
 def _way(kit: Kit) -> Check:
     """To the coordinator: a whole handshake, so that nothing in between has opened it."""
-    place = f"{kit.invitation.project.host}:{kit.invitation.project.port}"
+    place = kit.place
     try:
         answered = _greet(kit)
-    except ssl.SSLCertVerificationError as error:
-        fix = "let the proxy or firewall between pass this host's TLS unopened; check the clock"
-        return Check("Coordinator", f"{place} shows another certificate ({error.verify_message})", fix)
     except ssl.SSLError as error:
-        fix = f"check the clock; renew the certificate: `peertune renew {kit.folder}`"
-        return Check("Coordinator", f"{place} refuses this kit ({error.reason})", fix)
+        return _strange(kit, error)
     except OSError as error:
         fix = "is `peertune coordinator` running there, does the name resolve here, is outgoing TCP to it allowed?"
         return Check("Coordinator", f"{place} is out of reach ({error})", fix)
     if not answered:
         return Check("Coordinator", f"{place} hangs up", "is it `peertune coordinator` that listens there?")
     return Check("Coordinator", f"{place} answers")
+
+
+def _strange(kit: Kit, error: ssl.SSLError) -> Check:
+    """Somebody answers who is not the coordinator of this kit, or does not take it."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        fix = "is this kit of its federation? If so, let the proxy between pass this host's TLS unopened, and check the clock"
+        return Check("Coordinator", f"{kit.place} shows another certificate ({error.verify_message})", fix)
+    fix = f"check the clock; renew the certificate: `peertune renew {kit.folder}`"
+    return Check("Coordinator", f"{kit.place} refuses this kit ({error.reason})", fix)
 
 
 def _greet(kit: Kit) -> bool:
@@ -124,11 +180,11 @@ def _authority(kit: Kit) -> Check:
 def _certificate(kit: Kit) -> Check:
     fix = f"`peertune renew {kit.folder}`, let the organiser approve it, and `peertune accept` what comes back"
     try:
-        own = certificates.read_certificate(kit.certificate.read_text(encoding="ascii"), str(kit.certificate))
+        own = kit.own_certificate
         if not certificates.fits(own, certificates.read_key(present_keys(kit.folder, kit.party)[0])):
             return Check("Certificate", "is not for the private key beside it", fix)
         certificates.check_issued(own, kit.authority, identity(kit.invitation.project, kit.party).name)
-    except (ConfigError, OSError, ValueError) as error:
+    except ConfigError as error:
         return Check("Certificate", str(error), fix)
     return _dated("Certificate", own, fix)
 
