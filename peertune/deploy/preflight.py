@@ -150,7 +150,7 @@ def _way(kit: Kit) -> Check:
 def _strange(kit: Kit, error: ssl.SSLError) -> Check:
     """Somebody answers who is not the coordinator of this kit, or does not take it."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        fix = "is this kit of its federation? If so, let the proxy between pass this host's TLS unopened, and check the clock"
+        fix = "is this kit of its federation? If so, let the proxy between pass its TLS unopened, and check the clock"
         return Check("Coordinator", f"{kit.place} shows another certificate ({error.verify_message})", fix)
     fix = f"check the clock; renew the certificate: `peertune renew {kit.folder}`"
     return Check("Coordinator", f"{kit.place} refuses this kit ({error.reason})", fix)
