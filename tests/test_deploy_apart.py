@@ -3,6 +3,7 @@
 import base64
 import json
 import shutil
+import time
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
@@ -396,6 +397,32 @@ def test_new_keys_are_taken_by_who_was_told_of_them(after: Apart) -> None:
     assert not set(old) & set(new)
     clinic, lab = (seal_of(after.kit(name), "run/1") for name in ("clinic", "lab"))
     assert lab.open("clinic", 1, clinic.close("lab", 1, b"text", call=7), call=7) == b"text"
+
+
+def test_a_site_that_lost_its_kit_makes_another(after: Apart) -> None:
+    after.reconfigure(study(rounds=3))  # the old invitation knows nothing of it
+    shutil.rmtree(after.kit("lab"))
+    ok("request", after.folder / "lab" / "lab.invitation", "--to", after.kit("lab"))
+    after.approve(after.send("lab"), changed="lab")
+    after.accept("clinic", changed="lab")
+    after.accept("lab")
+    assert facts_of(after.kit("lab")) == facts_of(after.kit("clinic"))
+
+
+def test_an_organiser_from_a_backup_signs_lists_that_are_taken(
+    after: Apart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup = shutil.copytree(after.kits / "authority", tmp_path / "authority")
+    for rounds in (3, 4, 5):
+        after.reconfigure(study(rounds=rounds))
+    after.accept("lab")
+    shutil.rmtree(after.kits / "authority")
+    shutil.copytree(backup, after.kits / "authority")
+    later = time.time() + 60
+    monkeypatch.setattr("peertune.deploy.organiser.time.time", lambda: later)
+    after.reconfigure(study(rounds=6))
+    after.accept("lab")
+    assert json.loads(read_settings(after.kit("lab")).config)["rounds"] == 6
 
 
 def test_a_certificate_for_other_keys_than_the_kits_is_refused(before: Apart, tmp_path: Path) -> None:

@@ -158,7 +158,8 @@ class Organiser:
         if (request.project, request.authority) != (project.name, self.authority):
             raise ConfigError(
                 f"the request of {party} is for the project {request.project} with the authority "
-                f"{request.authority[:9]}, this is {project.name} with {self.authority[:9]}; send {party} an invitation"
+                f"{request.authority[:9]!r}, this is {project.name} with {self.authority[:9]!r}; "
+                f"send {party} an invitation"
             )
         parties = config_of(self._state.config).parties()
         if is_site(party) and party not in parties:
@@ -204,10 +205,10 @@ class Organiser:
 
     def _publish(self, **changes: object) -> None:
         """Note what is different, and sign the list anew."""
-        self._state = state = msgspec.structs.replace(self._state, serial=self._state.serial + 1, **changes)
-        listed = Members(
-            *(state.project.name, state.serial, time.time(), state.config, installed(), state.members, state.removed)
-        )
+        now = time.time()
+        serial = max(self._state.serial + 1, int(now))  # grows also after the folder came back from a backup
+        self._state = state = msgspec.structs.replace(self._state, serial=serial, **changes)
+        listed = Members(*(state.project.name, serial, now, state.config, installed(), state.members, state.removed))
         body = msgspec.json.encode(listed).decode()
         write_private(self.folder / AUTHORITY / STATE, msgspec.json.encode(state))
         write_document(self.list, Signed(body, certificates.sign(SCOPE + body, self._key())))
