@@ -101,12 +101,13 @@ def every_method(models: dict[str, str]) -> Config:
 
 
 def check_outboxes(organisations: Organisations) -> None:
-    """What went from agent to agent was sealed, and lies with its sender as it was before."""
+    """What went from agent to agent was sealed, lies with its sender as it was before, and its receiver signed for it."""
     for party, place in organisations.sites.items():
         box = Outbox(organisations.folder / "kits" / place / SEALED / "outbox")
         left = box.departures()
         box.close()
         assert left and {each.source for each in left} == {party}
+        assert all(each.receipt for each in left)
         assert {"texts", "assessed", "activations"} & {each.kind for each in left}
         assert COORDINATOR not in {each.destination for each in left}
 
