@@ -434,13 +434,19 @@ def test_a_certificate_for_other_keys_than_the_kits_is_refused(before: Apart, tm
     assert "is for other keys than those in" in refused("accept", second, before.list)
 
 
-def test_a_kit_that_was_stopped_half_way_takes_the_list_again(after: Apart) -> None:
-    """As after a power cut between the two keys."""
+@pytest.mark.parametrize("moved", ["sealing", "tls", "both"])
+def test_a_kit_that_was_stopped_half_way_takes_the_list_again(moved: str, after: Apart) -> None:
+    """As after a power cut between the two keys, or right after them."""
     kit = after.kit("lab")
     ok("renew", kit, "--keys")
     after.approve(after.send("lab"), changed="lab")
-    (kit / "pending" / KEYS).replace(kit / "local" / KEYS)
+    new = (kit / "pending" / KEYS).read_bytes()
+    if moved != "tls":
+        (kit / "pending" / KEYS).replace(kit / "local" / KEYS)
+    if moved != "sealing":
+        (kit / "pending" / "tls.key").replace(kit / "startup" / "client.key")
     after.accept("lab")
+    assert (kit / "local" / KEYS).read_bytes() == new
     certificate = load_crt(kit / "startup" / "client.crt")
     assert certificates.fits(certificate, certificates.read_key(kit / "startup" / "client.key"))
-    assert not (kit / "pending").exists()
+    ok("renew", kit, "--keys")

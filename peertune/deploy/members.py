@@ -101,7 +101,7 @@ def _is_fresh(kit: Path, invitation: Invitation, member: Member, card: Card | No
     for tls, sealing in (newest, present):
         own = Identity.read(sealing).card if is_site(party) and sealing.exists() else None
         if own == card and tls.exists() and certificates.fits(certificate, certificates.read_key(tls)):
-            return tls != present[0]
+            return (tls, sealing) != present
     raise ConfigError(
         f"the certificate of {party} is for other keys than those in {kit}: the organiser approved another request; "
         f"run `peertune renew {kit}` and send what it writes"

@@ -81,12 +81,12 @@ def role(party: str) -> str:
 
 def _make_keys(kit: Path, party: str) -> None:
     waiting = kit / PENDING
-    if waiting.exists():
+    waiting.mkdir(mode=0o700, exist_ok=True)
+    if any(waiting.iterdir()):
         raise ConfigError(
             f"{waiting} has keys that wait for a certificate, and no key is overwritten; "
             f"`peertune renew {kit}` asks for it again"
         )
-    waiting.mkdir(mode=0o700)
     certificates.new_key(waiting / TLS)
     if is_site(party):
         Identity.create(waiting / KEYS, party)
