@@ -299,6 +299,8 @@ def test_nothing_is_deleted_but_what_its_owner_prunes(party: dict[str, Seal], bo
     exchange(party, [WEIGHTS], 3)  # a content that was pruned may leave again
     assert box.content(box.departures()[-1]) == WEIGHTS
     assert box.prune(now + DAY) == (2, len(TEXTS[0]) + len(WEIGHTS)) and not stored(tmp_path)
+    exchange(party, [WEIGHTS], 4)
+    assert [departure.number for departure in box.departures()] == [5]  # no number comes twice
 
 
 def test_what_a_kill_left_is_pruned_too(party: dict[str, Seal], box: Outbox, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 identity = Identity.create(Path("keys.json"), "clinic")     # once; identity.card goes to the others
 peers = Peers.read(Path("peers.toml"))                      # peers.pin(card) once people compared fingerprints
-seal = Seal(identity, peers, "run", Replay(Path("replay.sqlite")), Outbox(Path("outbox")))
+seal = Seal(identity, peers, "run/1", Replay(Path("replay.sqlite")), Outbox(Path("outbox")))
 sealed = seal.close("lab", round=3, raw=raw, call=17)       # at the clinic
 raw = seal.open("clinic", round=3, sealed=sealed, call=17)  # at the lab
+[("clinic", receipt)] = seal.receipts()                     # at the lab; once they are handed over, seal.settle(3)
+seal.confirm("lab", receipt)                                # at the clinic, into its outbox
 """
 
 from peertune.guard.envelope import Seal
