@@ -12,7 +12,7 @@ import torch
 from peertune.agent import Agent, AgentSettings
 from peertune.agent.desk import AgentData
 from peertune.agent.faults import Liar, shuffled
-from peertune.clock import Asynchrony, Availability, Clock, RealClock
+from peertune.clock import Availability, Clock
 from peertune.config.asynchrony import AsynchronyConfig, patience_among
 from peertune.config.guarding import Guarding
 from peertune.config.schema import (
@@ -42,6 +42,7 @@ from peertune.machine import check_memory, seating
 from peertune.partition import PARTITIONS, deal, hold_out
 from peertune.payloads import Weights
 from peertune.profiles import AgentRecord, category_histogram, static_features
+from peertune.realtime import Asynchrony, RealClock
 from peertune.tasks.answers import ORDER, Answers
 from peertune.tasks.base import CODE_TASKS, Example, Task
 from peertune.tasks.codelets import Codelets

@@ -36,6 +36,7 @@ from peertune.tasks.base import Example
 
 START = "start"  # the arm of the warm start, which all others begin from
 
+Graded = Literal["scores", "samples", "server_scores"]
 Watch = Callable[[str, dict[str, Any]], None]
 Preview = Callable[[dict[str, Any], str], None]
 
@@ -85,8 +86,7 @@ class Experiment:
         with locked(self.folder), kept, closing(self.start(self.config, self.folder, self._heard)) as engine:
             self._describe(engine)
             server = self.config.server is not None
-            clock = make_clock(self.config, engine)
-            federation = Federation(engine, self.config.agent_names(), clock, server)
+            federation = Federation(engine, self.config.agent_names(), make_clock(self.config, engine), server)
             if not self._done(START):
                 self._warm_start(federation)
             for arm, method in self.config.arms().items():
@@ -118,14 +118,13 @@ class Experiment:
 
     def _rejoin(self, fed: Federation, t: int) -> None:
         """Who was at work when the last round closed, and has done it by now, tells and stores what it has done."""
+        self._bring_back(fed, fed.call_back(t))
         if back := fed.rejoin(t):
             self._close_phase(fed, "round")
-            self._stored |= self._store(fed, back)
+            self._stored |= self._store(fed, [name for name in back if name not in fed.busy])
 
     def _restore_arm(self, fed: Federation, arm: str, method: Method) -> tuple[State, int]:
-        """Put every agent back to the arm's last checkpoint, or to the start; the method's state and the round it
-        had.
-        """
+        """Put all agents back to the arm's last checkpoint, or to the start; the method's state and its round."""
         stored = self._checkpoints(arm)
         before_arm = next(self._ledger.events(arm=arm)).seq - 1 if stored else 0
         while stored:
@@ -156,8 +155,7 @@ class Experiment:
         if last and self._arm != START and self.config.evaluation.final:
             self._evaluate(fed, "samples", self.config.evaluation.final)
         free = [party.name for party in fed.parties if party.name not in fed.busy]
-        agents = {party.name: self._newest(party.name) for party in fed.parties if party.name in fed.busy}
-        agents |= self._store(fed, free)
+        agents = {name: self._newest(name) for name in fed.busy} | self._store(fed, free)
         digest = self._blobs.put(save_safetensors({name: np.array(array, order="C") for name, array in state.items()}))
         clock = {"clock": fed.clock.state} if fed.clock.state else {}
         self._append("checkpoint", "checkpoint", {"agents": agents, "method": digest, **clock})
@@ -168,12 +166,7 @@ class Experiment:
         self._blobs.keep(self._kept("method") | {digest})
         self._watch("round", {"arm": self._arm, "round": self._round, "last": last})
 
-    def _evaluate(
-        self,
-        fed: Federation,
-        kind: Literal["scores", "samples", "server_scores"],
-        evaluation: Evaluation | FinalEvaluation,
-    ) -> None:
+    def _evaluate(self, fed: Federation, kind: Graded, evaluation: Evaluation | FinalEvaluation) -> None:
         parties = [fed.server] if kind == "server_scores" else fed.agents
         graded = fed.gather({a.name: a.grade(evaluation.samples, evaluation.temperature) for a in parties})
         for name, scores in graded.items():
@@ -217,6 +210,15 @@ class Experiment:
         if errors:
             raise DamagedError(str(errors[0]))
 
+    def _bring_back(self, fed: Federation, names: Sequence[str]) -> None:
+        """These agents go on from their last states. In real time one that cannot may be left behind for now."""
+        for name in names:
+            try:
+                self._restore(fed, {name: self._newest(name)})
+            except PeertuneError as error:
+                if isinstance(error, DamagedError | StorageError) or not fed.leave(name):
+                    raise
+
     def _close_phase(self, fed: Federation, phase: str) -> None:
         """The barrier: wait for all agents, write what happened, bring back agents whose process was lost."""
         log = fed.end_round()
@@ -228,10 +230,8 @@ class Experiment:
             self._ledger.fact("call", {"arm": self._arm, "round": self._round, **entry.body})
         if log.lost:
             if self._arm == START:
-                raise PeertuneError(
-                    f"{', '.join(log.lost)} ended during the warm start; see the failures above (out of memory?)"
-                )
-            self._restore(fed, {name: self._newest(name) for name in log.lost})
+                raise PeertuneError(f"{', '.join(log.lost)} ended in the warm start; see the failures (out of memory?)")
+            self._bring_back(fed, log.lost)
 
     # What the ledger knows.
 

@@ -9,13 +9,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from peertune.clock import Clock, RealClock
+from peertune.clock import Clock
 from peertune.engines.base import Barrier, Engine, Entry, Ref, read_answer
 from peertune.errors import AgentError, MethodError
 from peertune.handle import NEVER as NEVER
 from peertune.handle import AgentHandle, Argument
 from peertune.ledger import COORDINATOR, SERVER, EventKind
 from peertune.payloads import Number, Payload, encode
+from peertune.realtime import RealClock
 
 Key = TypeVar("Key")
 NO_SERVER = "this method needs a server, the run has none; give the configuration a `server: {model: ...}`"
@@ -90,8 +91,18 @@ class Federation:
 
     @property
     def busy(self) -> Collection[str]:
-        """Agents that are still at work for a round that has closed: they are to be left alone."""
+        """Agents that are still at work for a round that has closed, or out of reach: they are to be left alone."""
         return self.clock.busy
+
+    def leave(self, name: str) -> bool:
+        """Go on without an agent that is out of reach; false where everybody is needed."""
+        left = self.clock.leave(name)
+        self.agents = [agent for agent in self.agents if agent.name not in self.busy]
+        return left
+
+    def call_back(self, t: int) -> list[str]:
+        """Who was out of reach, and is to be tried again before round `t`."""
+        return self.clock.call_back(t)
 
     def rejoin(self, t: int) -> list[str]:
         """Who was `busy` and is done before round `t`. What they report late is there; `end_round` gives the rest."""

@@ -1,6 +1,5 @@
 """Toy agents that stop in the middle of a call until they are let go: slow at the word of a test, not of a clock."""
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -73,25 +72,3 @@ class Yard:
         self.engine.close()
         for site in self.sites.values():
             site.close()
-
-
-class Gated:
-    """An agent of a true run, held in the same way in the folder GATES."""
-
-    def __init__(self, agent: Resident) -> None:
-        self._agent = agent
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._agent, name)
-
-    def call(self, verb: str, args: list[Payload]) -> Payload | None:
-        while (Path(os.environ["GATES"]) / f"{self._agent.name}.{verb}").exists():
-            time.sleep(0.01)
-        return self._agent.call(verb, args)
-
-
-def build_true(raw: bytes, names: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    from peertune.assemble import build_agents
-
-    agents, facts = build_agents(raw, names)
-    return {name: Gated(agent) for name, agent in agents.items()}, facts

@@ -11,12 +11,12 @@ import pytest
 import torch
 from contract import failures, transfers
 from held import FOUR, Yard
+from held_runs import true_sites
 from small import bodies, make_models, run, small_config
 from test_asynchrony import RUN, SET, equal
 from toy import FIRST, PATH_HERE, fault
 
 from peertune.assemble import Spec
-from peertune.clock import Asynchrony, RealClock
 from peertune.config.schema import Config
 from peertune.engines.local import Listener, LocalEngine
 from peertune.experiment import Experiment, Interrupted
@@ -28,6 +28,7 @@ from peertune.matchmakers.linucb import LinUCB
 from peertune.methods import Knexa
 from peertune.methods.base import State
 from peertune.payloads import Picks, Profile, Verdicts
+from peertune.realtime import Asynchrony, RealClock
 from peertune.report.tables import result_tables
 
 PICKS = Picks((1, 2))
@@ -264,7 +265,7 @@ def held(experiment: Experiment, gates: Path) -> Experiment:
         assert groups == [["a1"], ["a0"]]  # one each, by model
         environments = [each | PATH_HERE | {"GATES": str(gates)} for each in environments]
         spec = msgspec.json.encode(Spec(config.model_dump_json(), str(folder)))
-        return LocalEngine("held:build_true", spec, groups, environments=environments, listener=listener)
+        return LocalEngine("held_runs:build_true", spec, groups, environments=environments, listener=listener)
 
     experiment.start = begin
     return experiment
@@ -308,6 +309,29 @@ def test_a_run_goes_on_without_a_slow_agent_is_stopped_meanwhile_and_takes_it_ba
     assert graded == [(2, "a0"), (4, "a0"), (4, "a1")] and bodies(ledger, "failure") == []
     table = {table.title: table for table in result_tables(ledger)}["Rounds in real time"]
     assert [row[7] for row in table.rows] == ["–", "–", "–", "a1"]
+
+
+def test_a_run_goes_on_without_a_site_that_is_out_of_reach_until_the_last_round(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    cut: set[str] = set()
+
+    def watch(event: str, body: dict[str, Any]) -> None:
+        match event, body.get("arm"), body.get("round"):
+            case "begin", "knexa", 2:
+                cut.add("a1")
+            case "begin", "knexa", 4:
+                cut.clear()
+
+    experiment = Experiment.create(tmp_path / "run", config(models, asynchrony={"timeout": 60}), watch)
+    experiment.start = lambda config, folder, listener: true_sites(config, folder, cut)
+    experiment.run()
+    ledger = Ledger.read(tmp_path / "run" / "ledger.sqlite")
+    assert [event.body["absent"] for event in ledger.events("clock")] == [{}, {}, {"a1": "out of reach"}, {}]
+    assert {(event.round, event.body["agent"]) for event in ledger.events("failure")} == {(2, "a1")}
+    states = [event.body["agents"]["a1"] for event in ledger.events("checkpoint")]
+    assert states[0] != states[1] == states[2] == states[3] != states[4]
+    assert "a1" in {event.body["receiver"] for event in ledger.events("pair") if event.round == 4}
 
 
 def test_rules_that_let_nobody_be_late_change_nothing(models: dict[str, str], tmp_path: Path) -> None:
