@@ -33,7 +33,7 @@ from peertune.studies.costs import Costs
 from peertune.studies.drawing import byte_axis, canvas, rows_of, style
 from peertune.studies.federations import rounded
 from peertune.studies.jobs import Job
-from peertune.studies.markdown import readable_flops
+from peertune.studies.markdown import points, readable_flops
 from peertune.studies.records import Arm, Record, Run, read_run
 
 # Ledgers
@@ -436,3 +436,17 @@ def test_a_comparison_that_has_nothing_says_so(folder: Path, tmp_path: Path) -> 
     assert [path.name for path in study.write()] == ["summary.json", "table.md"]
     page = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "No arm is finished." in page and "* `given-s0`: alone, knexa" in page
+
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.mark.parametrize(
+    "place", sorted(path.parent for path in DOCS.glob("f*/summary.json")), ids=lambda path: path.name
+)
+def test_the_results_page_says_what_the_committed_summaries_say(place: Path) -> None:
+    summary, page = json.loads((place / "summary.json").read_text()), (DOCS / "results.md").read_text(encoding="utf-8")
+    assert f"]({place.name}/summary.json)" in page and len(summary["seeds"]) >= 5 and not summary["missing"]
+    for row in summary["arms"]:
+        assert f"| {row['arm']} | {points(row['score'])} | {100 * row['worst']:.1f} |" in page
+        assert row["over_local"] is None or points(row["over_local"], "+") in page
