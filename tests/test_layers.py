@@ -137,7 +137,7 @@ RULES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     ),
     (
         "the federation knows no method and no agent",
-        ("federation", "mutual"),
+        ("federation", "handle", "mutual", "clock", "realtime"),
         ("methods", "matchmakers", "lm", *TOP, *HEAVY),
     ),
     ("an engine knows no method", ("engines",), ("methods", "matchmakers", "federation", "lm", "tasks", *TOP)),
