@@ -24,7 +24,10 @@ def identity(
 ) -> dict[str, Any]:
     """The body of the run's first event. `engine` is no part of it: where a run runs changes nothing. Neither are
     `availability`, `asynchrony` and `server` where there is none, and `guard` where it is the default.
+
+    Raises `ConfigError` if two parties have different models under one name.
     """
+    _check_models([*agents, *([server] if server else [])])
     left_out = {"engine", *(key for key in ("availability", "asynchrony", "server") if getattr(config, key) is None)}
     settings = config.model_dump(mode="json", exclude=left_out)
     for section in (settings, *settings["agents"], settings.get("server", {})):
@@ -38,6 +41,17 @@ def identity(
         **({"server": server} if server else {}),
     }
     return json.loads(json.dumps(body))
+
+
+def _check_models(parties: Sequence[Mapping[str, Any]]) -> None:
+    first: dict[str, Mapping[str, Any]] = {}
+    for facts in parties:
+        other = first.setdefault(facts["model"], facts)
+        if other["fingerprint"] != facts["fingerprint"]:
+            raise ConfigError(
+                f"{other['name']} and {facts['name']} name the same model {facts['model']!r}, but their files differ "
+                f"({other['fingerprint'][:12]}, {facts['fingerprint'][:12]}); give both the same files, or other names"
+            )
 
 
 def check_same(name: str, recorded: Mapping[str, Any], body: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import re
 import shutil
 import socket
 import ssl
@@ -16,11 +17,13 @@ from apart import Apart, peertune, study
 
 pytest.importorskip("nvflare", reason="needs the extra peertune[flare]")
 
+from peertune.config.schema import Config
 from peertune.deploy import certificates
 from peertune.deploy.job import check_versions, installed
 from peertune.deploy.start import LOCK
 from peertune.deploy.trust import invitation_of
 from peertune.errors import ConfigError
+from peertune.identity import identity
 
 # Versions
 
@@ -36,6 +39,24 @@ def test_versions_that_differ(package: str, theirs: str | None) -> None:
     with pytest.raises(ConfigError, match=expected) as caught:
         check_versions(wanted)
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+
+
+# Models
+
+
+def test_one_name_for_two_models() -> None:
+    facts = [
+        {"name": name, "model": "org/base", "fingerprint": digit * 64} for name, digit in (("a0", "1"), ("a1", "2"))
+    ]
+    expected = (
+        "a0 and a1 name the same model 'org/base', but their files differ (111111111111, 222222222222); give both"
+    )
+    config = Config.model_validate_json(json.dumps(study()))
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        identity(config, facts, None, [])
+    with pytest.raises(ConfigError, match="a0 and server name the same model"):
+        identity(config, facts[:1], facts[1] | {"name": "server"}, [])
+    assert identity(config, [facts[0], facts[1] | {"model": "org/other"}], None, [])["agents"]
 
 
 # What a start refuses, before FLARE would say it at length or not at all
