@@ -1,6 +1,7 @@
 """The engine across organisations on FLARE's simulator: the contract, and whole runs."""
 
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from small import ROUTED, make_models, run, small_config
-from toy import NAMES
+from toy import NAMES, fault
 
 from peertune.config.release import Release
 from peertune.config.schema import Config
@@ -16,14 +17,17 @@ from peertune.deploy.home import Settings, digest, write_settings
 from peertune.deploy.job import OUTCOME, Outcome, site_of, write_job
 from peertune.deploy.sealing import SEALED, make_keys
 from peertune.engines.flare import FlareEngine
+from peertune.federation import Federation
 from peertune.guard import Outbox
 from peertune.ledger import COORDINATOR, Ledger
+from peertune.realtime import Asynchrony, RealClock
 
 pytest.importorskip("nvflare", reason="needs the extra peertune[flare]")
 pytest.register_assert_rewrite("contract")
 
 import flare_parts  # noqa: E402
 from contract import *  # noqa: E402, F403
+from contract import Bench, failures  # noqa: E402
 from simulator import Simulator  # noqa: E402
 
 pytestmark = pytest.mark.flare
@@ -46,6 +50,20 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
         assert simulator.wait(60) == 0
     finally:
         simulator.stop()
+
+
+def test_a_round_goes_on_without_a_hung_agent(bench: Bench) -> None:
+    fed = Federation(bench.engine, NAMES, RealClock(NAMES, bench.engine, Asynchrony(timeout=1.0), rounds=9))
+    fed.begin_round(1)
+    others = {name: fed[name].profile() for name in ("a1", "a2", "a3")}
+    assert set(fed.gather({"a0": fed["a0"].share(fault("hang")), **others})) == set(others)
+    fed.end_round()
+    assert list(fed.busy) == ["a0"]
+    while not fed.rejoin(2):
+        time.sleep(0.05)
+    log = fed.end_round()
+    assert failures(log) == [("a0", "share", f"no answer within {flare_parts.DEADLINE:g} s; its process was stopped")]
+    assert log.lost == ["a0"]
 
 
 # Whole runs
