@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
+import msgspec
 import pytest
 from apart import Apart, peertune, study
 
@@ -19,9 +20,14 @@ pytest.importorskip("nvflare", reason="needs the extra peertune[flare]")
 
 from peertune.config.schema import Config
 from peertune.deploy import certificates
+from peertune.deploy.home import Settings
 from peertune.deploy.job import check_versions, installed
+from peertune.deploy.places import places_of, without_places
 from peertune.deploy.start import LOCK
 from peertune.deploy.trust import invitation_of
+from peertune.engines.base import Entry, Ref
+from peertune.engines.post import Answer, Drained
+from peertune.engines.worker import Done, Refused, Started, Value, Withheld
 from peertune.errors import ConfigError
 from peertune.identity import identity
 
@@ -39,6 +45,43 @@ def test_versions_that_differ(package: str, theirs: str | None) -> None:
     with pytest.raises(ConfigError, match=expected) as caught:
         check_versions(wanted)
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+
+
+# What a site says of its errors
+
+
+def test_no_answer_of_a_site_names_its_places(tmp_path: Path) -> None:
+    settings = Settings("{}", "runs", "lab", model="/models/of dr smith", data=f"{tmp_path}/kit/data.jsonl")
+    places = places_of(tmp_path / "kit", settings)
+    causes = {
+        f"{tmp_path}/kit/runs/first/checkpoints: not written": "RUNS/first/checkpoints: not written",
+        f"{tmp_path}/kit/sealed/outbox: full": "KIT/sealed/outbox: full",
+        f"{tmp_path}/kit/data.jsonl:3: expected text": "DATA:3: expected text",
+        "model '/models/of dr smith': no weights": "model 'MODEL': no weights",
+    }
+    for cause, told in causes.items():
+        for answer, expected in zip(answers(cause), answers(told), strict=True):
+            raw = without_places(msgspec.msgpack.encode(answer), places)
+            assert msgspec.msgpack.decode(raw, type=Answer) == expected
+
+
+def answers(cause: str) -> list[Answer]:
+    """All in which a site says why something went wrong."""
+    row = Entry("failure", {"agent": "lab", "cause": cause})
+    failed = Done([row], ("lab", "fit", cause, "storage"), (1.0, 2.0))
+    withheld = Withheld(("lab", "fit", cause, "error"))
+    return [Refused(cause, 2), withheld, Drained([(Ref("lab", 3, "fit"), failed)], True)]
+
+
+def test_what_is_no_error_of_a_site_stays_byte_for_byte(tmp_path: Path) -> None:
+    places = places_of(tmp_path, Settings("{}", "runs", "lab"))
+    for answer in (
+        Value(f"a text on {tmp_path}".encode()),
+        Started([{"model": str(tmp_path)}]),
+        Refused("another cause", 1),
+    ):
+        raw = msgspec.msgpack.encode(answer)
+        assert without_places(raw, places) == raw
 
 
 # Models

@@ -11,6 +11,7 @@ from nvflare.collab import CollabCallError, collab
 
 from peertune.deploy.home import home, read_settings
 from peertune.deploy.job import HUB, check_versions
+from peertune.deploy.places import places_of, without_places
 from peertune.deploy.sealing import seal_of
 from peertune.engines.post import Line
 from peertune.engines.seal import Seal
@@ -52,7 +53,9 @@ class FlareSite(Participant):
     def begin(self) -> None:
         parties = {site: party for party, site in self.sites.items()} | {HUB: COORDINATOR}
         self._name = lambda caller: parties.get(caller, "a stranger")
+        self._places = {str(self.kit()): "KIT"}
         try:
+            self._places = places_of(self.kit(), read_settings(self.kit()))
             check_versions(self.versions)
             site = Site(self._home(), self.session(), self.lines(), self._seal())
         except Exception as error:  # the coordinator shall hear of it
@@ -86,7 +89,7 @@ class FlareSite(Participant):
         return seal_of(self.kit(), self.session())
 
     def _answer(self, verb: str, message: bytes) -> bytes:
-        return self._reply(self._name(collab.caller), verb, message)
+        return without_places(self._reply(self._name(collab.caller), verb, message), self._places)
 
     def _home(self) -> Home:
         """What the owner of this site has set; nothing that came with the job but a name and a hash."""
