@@ -129,7 +129,8 @@ class Federation:
         seen += [*contents(self.hub.kit), *contents(self.hub.path("runs")), *contents(self.net.submitter)]
         for canary in (CANARY.format(name).encode() for name in self.net.sites):
             assert [path for path, raw in seen if canary in raw] == []
-        assert not any("Traceback" in line for line in told.lines), told.lines
+        private = ["Traceback", *(str(site.kit) for site in self.net.sites.values())]
+        assert not any(word in line for word in private for line in told.lines), told.lines
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +253,7 @@ def test_a_full_disk_under_checkpoints_ends_the_run_until_there_is_space(
 ) -> None:
     """Four minutes."""
     told = federation.run("checkpoints", lambda: federation.lab.fill("runs"))
-    assert stopped_by_a_disk(told, "lab.checkpoint failed") and "free space" in told.lines[-1]
+    assert stopped_by_a_disk(told, "lab.checkpoint failed: RUNS/checkpoints/") and "free space" in told.lines[-1]
     federation.check_silence(told)
     federation.lab.empty("runs")
     told = federation.run("checkpoints", at="")
