@@ -55,7 +55,6 @@ class FlareSite(Participant):
         self._name = lambda caller: parties.get(caller, "a stranger")
         self._places = {str(self.kit()): "KIT"}
         try:
-            self._places = places_of(self.kit(), read_settings(self.kit()))
             check_versions(self.versions)
             site = Site(self._home(), self.session(), self.lines(), self._seal())
         except Exception as error:  # the coordinator shall hear of it
@@ -95,6 +94,7 @@ class FlareSite(Participant):
         """What the owner of this site has set; nothing that came with the job but a name and a hash."""
         kit = self.kit()
         settings = read_settings(kit)
+        self._places = places_of(kit, settings)
         return home(settings, new_run(kit / settings.runs, self.run), self.wanted)
 
 
