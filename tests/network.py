@@ -46,7 +46,7 @@ class Party:
     """The place of one party: a network with one link `WIRE`, a file system with small disks over `disks`."""
 
     def __init__(self, name: str, kit: Path, address: str, hosts: Path, disks: Sequence[str]) -> None:
-        self.name, self.kit, self.address, self._hosts = name, kit, address, hosts
+        self.name, self.kit, self.address = name, kit, address
         self.log = kit.parent / f"{name}.log"
         holder = ["setpriv", "--pdeathsig", "KILL", "unshare", "-n", "-m", "sleep", "infinity"]
         self._holder = subprocess.Popen(holder)

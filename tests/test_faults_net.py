@@ -1,5 +1,5 @@
-"""What an own network, clock and disk can do to a run across organisations: real processes, each in namespaces of its
-own, mutual TLS. All runs share one federation, which starts in a minute; its kits were made four days ago.
+"""What networks, clocks and disks can do to a run across organisations: real processes, each in namespaces of its own,
+mutual TLS. All runs share one federation, which starts in a minute; its kits were made four days ago.
 """
 
 import json
@@ -200,7 +200,7 @@ def test_after_a_cut_link_the_run_goes_on_from_the_last_common_round(federation:
 
 
 def test_a_line_of_64_kbit_is_slow_and_nothing_else(federation: Federation, undisturbed: str) -> None:
-    """Ten minutes."""
+    """Six to twelve minutes."""
 
     def disturb() -> None:
         federation.lab.throttle("64kbit")
