@@ -119,7 +119,7 @@ def every_method(models: dict[str, str]) -> Config:
 
 
 def check_outboxes(organisations: Organisations) -> None:
-    """What went from agent to agent was sealed, lies with its sender as it was before, and its receiver signed for it."""
+    """What went between agents was sealed, lies with its sender as it was before, and its receiver signed for it."""
     for party, place in organisations.sites.items():
         box = Outbox(organisations.folder / "kits" / place / SEALED / "outbox")
         left = box.departures()

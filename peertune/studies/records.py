@@ -63,7 +63,7 @@ class Run:
     """What a ledger says of one federation under one seed. `faults`: agent -> its fault, empty if it is benign.
 
     `score`: the name of the main score. `unit`: what `taught` counts. `unfinished`: arms that are not at their end.
-    `local`: the arm in which nobody learns from anybody, if it is finished. `method`: the arm of the configuration's own
+    `local`: the arm in which nobody learns from anybody, if it is finished. `method`: that of the configuration's own
     method. `silent`: agents that keep their metrics.
     """
 
