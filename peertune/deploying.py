@@ -202,10 +202,11 @@ def run_on(kit: Path, config: "Config", name: str) -> None:
 
     new_run(kit, name)
     check_run(kit, config)
-    arguments = {"run": name, "wanted": digest(config), "sites": {party: site_of(party) for party in config.parties()}}
+    sites = {party: site_of(party) for party in config.parties()}
+    arguments = {"run": name, "wanted": digest(config), "sites": sites}
     hub = Hub(kit)
     with closing(hub), tempfile.TemporaryDirectory() as place:
-        outcome = follow(hub, name, lambda: write_job(Path(tempfile.mkdtemp(dir=place)), arguments), typer.echo)
+        outcome = follow(hub, name, lambda: write_job(Path(tempfile.mkdtemp(dir=place)), arguments), typer.echo, sites)
     if outcome.exit_code == ConfigError.exit_code:
         raise ConfigError(outcome.message)
     if outcome.exit_code:

@@ -224,6 +224,7 @@ class FakeHub:
     def __init__(self, *jobs: tuple[str, Outcome | None, int], running: bool = False) -> None:
         self._jobs, self.submitted, self.aborted = list(jobs), 0, []
         self._running, self._looks = running, 0
+        self.joined: list[set[str]] = []  # who is connected, look by look, before the first job runs
 
     def running(self, name: str) -> list[dict[str, str]]:
         return [{"id": "0"}] if self._running else []
@@ -233,7 +234,12 @@ class FakeHub:
         self._looks = 0
         return str(self.submitted)
 
+    def connected(self) -> set[str]:
+        return self.joined.pop(0)
+
     def status(self, job: str) -> str:
+        if self.joined:
+            return "SUBMITTED"
         self._looks += 1
         ended, _, _ = self._jobs[0]
         return "RUNNING" if self._looks < 3 or ended == "RUNNING" else ended
@@ -255,7 +261,7 @@ def follow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     hub = pytest.importorskip("peertune.deploy.hub", reason="needs the extra peertune[flare]")
     monkeypatch.setattr(hub, "POLL", 0.0)
     monkeypatch.setattr(hub, "SILENT", 0.05)
-    return lambda fake, tell=lambda line: None: hub.follow(fake, "first", Path, tell, tries=3)
+    return lambda fake, tell=lambda line: None, sites=None: hub.follow(fake, "first", Path, tell, sites or {}, tries=3)
 
 
 DONE, DIED, REFUSED = Outcome(0, ""), Outcome(1, "lab is out of reach"), Outcome(2, "lab: no model")
@@ -287,6 +293,14 @@ def test_what_is_refused_is_not_tried_again(follow: Callable[..., Outcome]) -> N
 def test_a_run_that_is_under_way_is_found(follow: Callable[..., Outcome]) -> None:
     hub = FakeHub(("FINISHED:COMPLETED", DONE, 1), running=True)
     assert follow(hub) == DONE and hub.submitted == 0
+
+
+def test_who_has_not_joined_is_named_until_all_are_there(follow: Callable[..., Outcome]) -> None:
+    hub, told = FakeHub(("FINISHED:COMPLETED", DONE, 1)), []
+    hub.joined = [set(), {"clinic"}, {"clinic"}, {"clinic", "lab"}]
+    assert follow(hub, told.append, {"clinic": "clinic", "lab": "lab"}) == DONE
+    cure = "not connected; is `peertune join` running there?"
+    assert told[1:4] == [f"waiting for clinic, lab: {cure}", f"waiting for lab: {cure}", "all are there"]
 
 
 def test_a_job_without_a_coordinator_is_ended(follow: Callable[..., Outcome]) -> None:

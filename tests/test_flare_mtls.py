@@ -154,7 +154,7 @@ class Runs:
 
         hub = Hub(self.loopback.submitter)
         arguments = {"run": name, "wanted": digest(self.config), "sites": sites}
-        outcome = follow(hub, name, lambda: write_job(self._folder / f"jobs{next(self._jobs)}", arguments), tell)
+        outcome = follow(hub, name, lambda: write_job(self._folder / f"jobs{next(self._jobs)}", arguments), tell, sites)
         hub.close()
         assert (outcome.exit_code, done.is_set()) == (0, True), told
         return Ledger.read(self.loopback.kits["coordinator"] / "runs" / name / "ledger.sqlite").head, told

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,6 +56,10 @@ class Hub:
     def status(self, job: str) -> str:
         return self._ask(lambda session: session.get_job_meta(job)["status"])
 
+    def connected(self) -> set[str]:
+        """The sites that the server hears of."""
+        return {site.name for site in self._ask(lambda session: session.get_connected_client_list())}
+
     def progress(self, job: str) -> dict[str, Any] | None:
         """Where the coordinator is; None if it does not answer."""
         try:
@@ -101,9 +105,12 @@ class Hub:
         return self._session
 
 
-def follow(hub: Hub, run: str, write: Callable[[], Path], tell: Tell, tries: int = TRIES) -> Outcome:
+def follow(
+    hub: Hub, run: str, write: Callable[[], Path], tell: Tell, sites: Mapping[str, str], tries: int = TRIES
+) -> Outcome:
     """Submit a run, or find it running, and stay with it until its coordinator has ended by itself. What broke is
-    submitted again, and goes on from its last whole round. Raises `PeertuneError` when `tries` in a row got no further.
+    submitted again, and goes on from its last whole round. `sites`: of the parties that it waits for, by party. Raises
+    `PeertuneError` when `tries` in a row got no further.
     """
     left, reason = tries, ""
     seen: set[Place] = set()
@@ -112,7 +119,7 @@ def follow(hub: Hub, run: str, write: Callable[[], Path], tell: Tell, tries: int
         job = running[0]["id"] if running else hub.submit(write())
         tell(f"{run}: job {job}")
         before = len(seen)
-        ended = _stay(hub, job, tell, seen)
+        ended = _stay(hub, job, tell, seen, sites)
         outcome = hub.outcome(job) if ended.startswith(ENDED) else None
         if outcome and outcome.exit_code in FINAL:
             return outcome
@@ -124,12 +131,17 @@ def follow(hub: Hub, run: str, write: Callable[[], Path], tell: Tell, tries: int
     raise PeertuneError(f"{run} was given up after {tries} tries without a round between them; the last: {reason}")
 
 
-def _stay(hub: Hub, job: str, tell: Tell, seen: set[Place]) -> str:
+def _stay(hub: Hub, job: str, tell: Tell, seen: set[Place], sites: Mapping[str, str]) -> str:
     """How the job ended; the rounds that it began are added to `seen`. A job that runs and is silent has lost its
     server: it is ended.
     """
-    heard, place = time.monotonic(), None
+    heard, place, missing = time.monotonic(), None, ""
     while not (status := hub.status(job)).startswith(ENDED):
+        if status != "RUNNING" and (absent := _absent(hub, sites)) != missing:
+            missing = absent
+            tell(
+                f"waiting for {absent}: not connected; is `peertune join` running there?" if absent else "all are there"
+            )
         progress = hub.progress(job) if status == "RUNNING" else {}
         if progress is not None:
             heard = time.monotonic()
@@ -142,3 +154,8 @@ def _stay(hub: Hub, job: str, tell: Tell, seen: set[Place]) -> str:
             return "SILENT"
         time.sleep(POLL)
     return status
+
+
+def _absent(hub: Hub, sites: Mapping[str, str]) -> str:
+    connected = hub.connected()
+    return ", ".join(party for party, site in sites.items() if site not in connected)
