@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("nvflare", reason="needs the extra peertune[flare]")
 
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from nvflare.lighter.utils import load_crt
 
 from peertune.deploy import certificates, documents
@@ -164,6 +166,7 @@ def test_requests_of_others_are_refused(before: Apart, tmp_path: Path) -> None:
         ({"party": "stranger"}, "nobody invited stranger; the parties of the configuration are: clinic, lab"),
         ({"party": "clinic"}, "asks for the name 'lab'"),
         ({"csr": "-----BEGIN"}, "holds no certificate request"),
+        ({"csr": of_unknown_kind(request["csr"])}, "holds no certificate request"),
         ({"card": ""}, "the card of lab cannot be used"),
         ({"signature": ""}, "was changed on its way"),
         ({"card": json.loads((path.with_name("clinic.request")).read_text())["card"]}, "in the name of clinic"),
@@ -171,6 +174,14 @@ def test_requests_of_others_are_refused(before: Apart, tmp_path: Path) -> None:
     ):
         path.write_text(json.dumps(request | change))
         assert expected in refused("approve", path, "--kits", before.kits, "--yes"), change
+
+
+def of_unknown_kind(csr: str) -> str:
+    """A certificate request whose key is of a kind that nobody has heard of."""
+    der = x509.load_pem_x509_csr(csr.encode()).public_bytes(serialization.Encoding.DER)
+    rsa = bytes.fromhex("2a864886f70d010101")
+    body = base64.encodebytes(der.replace(rsa, rsa[:-1] + b"\x7f")).decode()
+    return f"-----BEGIN CERTIFICATE REQUEST-----\n{body}-----END CERTIFICATE REQUEST-----\n"
 
 
 def test_a_card_that_was_exchanged_on_the_way_is_refused(before: Apart, tmp_path: Path) -> None:
@@ -248,6 +259,17 @@ def test_an_invitation_that_is_not_in_order_makes_no_kit(
     file.write_text(json.dumps(invitation))
     refused("request", file, "--to", tmp_path / "kit")
     assert [path.name for path in tmp_path.iterdir()] == ["false.invitation"]
+
+
+def test_an_invitation_brings_one_authority_whose_fingerprint_is_shown(asked: Path, tmp_path: Path) -> None:
+    """Whoever carries it could put his own behind the true one: all that a file holds would be trusted."""
+    invitation = json.loads((asked / "lab" / "lab.invitation").read_text())
+    file, kit, true = tmp_path / "false.invitation", tmp_path / "kit", invitation["authority"]
+    second = certificates.new_authority("peertune", certificates.new_key(tmp_path / "key"))
+    for pem in (true + second, second + true, f"# \u00e9\n{true}", true + "-----BEGIN CERTIFICATE-----"):
+        file.write_text(json.dumps(invitation | {"authority": pem}))
+        assert "expected one certificate and nothing else" in refused("request", file, "--to", kit)
+    assert not kit.exists()
 
 
 def test_nothing_is_overwritten(after: Apart) -> None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -46,11 +46,16 @@ def read_key(path: Path) -> Key:
 
 
 def read_certificate(pem: str, what: str) -> x509.Certificate:
-    """`what`: where it comes from, for the error. Raises `ConfigError`."""
+    """`what`: where it comes from, for the error. Raises `ConfigError` for what is more than one certificate, too: TLS
+    would trust all that a file holds, and people compare the first.
+    """
     try:
-        return x509.load_pem_x509_certificate(pem.encode())
+        certificate = x509.load_pem_x509_certificate(pem.encode())
     except ValueError:
         raise ConfigError(f"{what} is no certificate; ask for the file again") from None
+    if _pem(certificate) != pem:
+        raise ConfigError(f"{what}: expected one certificate and nothing else; ask for the file again")
+    return certificate
 
 
 def new_authority(project: str, key: Key) -> str:
@@ -78,7 +83,7 @@ def read_signing_request(pem: str, name: str) -> rsa.RSAPublicKey:
     try:
         asked = x509.load_pem_x509_csr(pem.encode())
         valid, key = asked.is_signature_valid, asked.public_key()
-    except (ValueError, InvalidSignature):
+    except (ValueError, InvalidSignature, UnsupportedAlgorithm):
         raise ConfigError(f"the request of {name} holds no certificate request; let it make a new one") from None
     if not valid or not isinstance(key, rsa.RSAPublicKey) or not MIN_BITS <= key.key_size <= MAX_BITS:
         raise ConfigError(f"the request of {name} is not signed by its own key; let it make a new one")
