@@ -22,6 +22,7 @@ from peertune.deploy.home import read_settings, write_settings
 from peertune.deploy.organiser import Organiser
 from peertune.deploy.sealing import KEYS, pinned
 from peertune.deploy.start import LOCK
+from peertune.deploy.trust import MEMBERS
 from peertune.doctor import Check
 from peertune.errors import ConfigError
 
@@ -219,6 +220,17 @@ def test_peers_that_are_not_pinned(parties: Apart, lab: Path) -> None:
     parties.reconfigure(study("clinic", "lab", "school"))
     parties.accept("lab")
     assert wrong(lab) == {"Peers": "no keys of school"}
+
+
+def test_a_list_that_was_taken_in_half(parties: Apart, lab: Path) -> None:
+    """The process ended after keys and configuration, and before the list itself."""
+    members = lab / "local" / MEMBERS
+    before = members.read_bytes()
+    parties.reconfigure(study("clinic", "lab", "school"))
+    parties.approve(parties.request("school"))
+    parties.accept("lab")
+    members.write_bytes(before)
+    assert wrong(lab)["Peers"] == "other keys of school than in the list of members"
 
 
 def test_peers_whose_keys_changed(parties: Apart, lab: Path) -> None:

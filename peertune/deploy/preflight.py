@@ -19,7 +19,7 @@ from peertune.deploy.request import PENDING, present_keys, role
 from peertune.deploy.sealing import KEYS, pinned
 from peertune.deploy.skeleton import identity
 from peertune.deploy.start import is_running
-from peertune.deploy.trust import SHOWN, decoded, invitation_of, members_of
+from peertune.deploy.trust import SHOWN, invitation_of, members_of
 from peertune.doctor import Check, device, disk
 from peertune.errors import ConfigError
 from peertune.guard import Identity
@@ -258,7 +258,7 @@ def _peers(kit: Kit, members: Members) -> Check:
     missing = sorted(others - set(peers.names))
     if missing:
         return Check("Peers", f"no keys of {', '.join(missing)}", f"let the organiser approve them, then {ACCEPT}")
-    changed = sorted(name for name in others if decoded(name, listed[name].card) != peers[name])
+    changed = sorted(name for name in others if name not in listed or listed[name].card != peers[name].encode())
     if changed:
         return Check("Peers", f"other keys of {', '.join(changed)} than in the list of members", ACCEPT)
     return Check("Peers", f"{', '.join(sorted(others)) or 'nobody else'}: pinned")
