@@ -131,7 +131,12 @@ def test_a_question_of_another_session_or_for_another_agent_is_refused(village: 
         assert isinstance(question(village, COORDINATOR, message), Refused)
 
 
-@pytest.mark.parametrize("raw", [b"", b"\xc1", b"\x81\xa4type\xa3Get", msgspec.msgpack.encode(post.Clear(SESSION, 0))])
+DEEP = b"\x82\xa4type\xa6Submit\xa4more" + b"\x91" * 100_000
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"\xc1", b"\x81\xa4type\xa3Get", DEEP, msgspec.msgpack.encode(post.Clear(SESSION, 0))]
+)
 def test_bytes_that_are_no_question_are_refused(village: Village, raw: bytes) -> None:
     answer = msgspec.msgpack.decode(village.sites["a0"].answer(COORDINATOR, "submit", raw), type=post.Answer)
     assert isinstance(answer, Refused) and "not a valid message" in answer.message
@@ -247,6 +252,22 @@ def test_a_site_out_of_reach_fails_its_own_calls_and_nobody_elses(village: Villa
     assert fed.end_round().lost == ["a0"]
     cut.clear()
     assert isinstance(fed.fetch(fed["a0"].profile()), Profile)
+
+
+def test_a_site_speaks_for_its_own_calls_only(village: Village) -> None:
+    def carry(name: str, verb: str, raw: bytes, seconds: float) -> bytes:
+        answer = village.lines()[name](verb, raw, seconds)
+        found = msgspec.msgpack.decode(answer, type=post.Answer)
+        if name == "a0" or not isinstance(found, post.Drained):
+            return answer
+        lies = [(Ref(owner, id, "profile"), Done([], None, (0.0, 0.0))) for owner, id in (("a0", 0), ("a1", 9))]
+        return msgspec.msgpack.encode(msgspec.structs.replace(found, calls=found.calls + lies))
+
+    names = list(village.sites)
+    fed = Federation(FlareEngine({name: partial(carry, name) for name in names}, SESSION), names)
+    fed.gather({"a0": fed["a0"].share(fault("raise")), "a1": fed["a1"].profile()})
+    log = fed.end_round()
+    assert [name for name, *_ in failures(log)] == ["a0"] and len(log.timings) == 2
 
 
 # The seal

@@ -31,13 +31,11 @@ from peertune.engines.post import (
     ask,
 )
 from peertune.engines.receipts import Bag
-from peertune.engines.worker import Refused, Started, Value, Withheld
+from peertune.engines.worker import Done, Refused, Started, Value, Withheld
 from peertune.errors import AgentError, ConfigError, PayloadError, PeertuneError
 
 Found = TypeVar("Found")
 BATCH = 16 << 20  # bytes of arguments in one message, unless one call has more
-
-
 PULSE = 2.0  # seconds after which a site's thread looks if there is more to tell
 
 
@@ -121,7 +119,7 @@ class FlareEngine(Engine):
         self._number += 1
         self._visits |= {name: _Visit(self._number) for name in visits}
         rows, timings = {}, []
-        for ref, done in (call for each in drained.values() if isinstance(each, Drained) for call in each.calls):
+        for ref, done in _own_calls(drained, visits):
             wall, cpu = done.seconds
             rows[ref.id] = done.rows
             timings.append(Entry("metric", {"agent": ref.owner, "verb": ref.verb, "seconds": wall, "cpu_seconds": cpu}))
@@ -242,6 +240,13 @@ class FlareEngine(Engine):
         if isinstance(answer, Refused):
             visit.unreachable = answer.message
         return answer
+
+
+def _own_calls(drained: Mapping[str, Answer | None], visits: Mapping[str, _Visit]) -> Iterator[tuple[Ref, Done]]:
+    """What came of all calls. A site speaks for those that it was asked, and for nobody else's."""
+    for name, each in drained.items():
+        if isinstance(each, Drained):
+            yield from ((ref, done) for ref, done in each.calls if visits[name].sent.get(ref.id) == ref)
 
 
 def _unreachable(ref: Ref, visit: _Visit) -> AgentError:

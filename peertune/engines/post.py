@@ -136,5 +136,5 @@ def read(raw: bytes, kind: Any) -> Any:
         raise PayloadError(f"a message has at most {LARGEST} bytes, found {len(raw)}")
     try:
         return msgspec.msgpack.decode(raw, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise PayloadError(f"not a valid message ({type(error).__name__})") from None
