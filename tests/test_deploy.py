@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -30,7 +31,7 @@ from peertune.deploy.home import (
     settle,
     write_settings,
 )
-from peertune.deploy.job import ALLOWED, Outcome, installed, site_of, write_job
+from peertune.deploy.job import ALLOWED, OUTCOME, Outcome, installed, site_of, write_job
 from peertune.deploy.sealing import KEYS, make_keys, pinned, seal_of
 from peertune.deploy.start import descendants, end_tree, keep_running
 from peertune.errors import ConfigError, PeertuneError
@@ -307,6 +308,17 @@ def test_a_job_without_a_coordinator_is_ended(follow: Callable[..., Outcome]) ->
     """As after the loss of the server, when jobs stay RUNNING for ever."""
     hub = FakeHub(("RUNNING", None, 0), ("FINISHED:COMPLETED", DONE, 1))
     assert follow(hub) == DONE and hub.aborted == ["1"] and hub.submitted == 2
+
+
+def test_an_outcome_that_was_not_written_whole_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a coordinator whose disk is full: the job is tried again."""
+    hub = pytest.importorskip("peertune.deploy.hub", reason="needs the extra peertune[flare]")
+    (tmp_path / OUTCOME).write_bytes(b"")
+    session = SimpleNamespace(download_job_result=lambda job, place: str(tmp_path))
+    monkeypatch.setattr(hub, "new_secure_session", lambda *_, **__: session)
+    assert hub.Hub(tmp_path).outcome("1") is None
+    (tmp_path / OUTCOME).write_bytes(msgspec.json.encode(DIED))
+    assert hub.Hub(tmp_path).outcome("1") == DIED
 
 
 # The command

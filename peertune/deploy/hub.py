@@ -72,7 +72,10 @@ class Hub:
         with tempfile.TemporaryDirectory() as place:
             found = self._ask(lambda session: session.download_job_result(job, place))
             files = list(Path(found).rglob(OUTCOME))
-            return msgspec.json.decode(files[0].read_bytes(), type=Outcome) if files else None
+            try:
+                return msgspec.json.decode(files[0].read_bytes(), type=Outcome) if files else None
+            except msgspec.DecodeError:  # the coordinator's disk was full
+                return None
 
     def abort(self, job: str) -> None:
         self._ask(lambda session: session.abort_job(job))
