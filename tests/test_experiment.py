@@ -512,6 +512,22 @@ def test_a_worker_that_is_lost_while_it_resumes_costs_no_round(
     assert resume(tmp_path / "run").head == head
 
 
+def test_a_worker_that_dies_right_after_it_was_put_back_is_put_back_again(
+    models: dict[str, str], tmp_path: Path, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_after(tmp_path / "run", small_config(models, TWO, engine={"workers": 2}), "knexa", 1)
+    end_round, killed = LocalEngine.end_round, []
+
+    def ending(engine: LocalEngine, *busy: Any) -> Any:
+        if not killed:
+            killed.append(workers()[0])
+            os.kill(killed[0], 9)
+        return end_round(engine, *busy)
+
+    monkeypatch.setattr(LocalEngine, "end_round", ending)
+    assert resume(tmp_path / "run").head == head
+
+
 def workers() -> list[int]:
     """Worker processes of this one."""
     children = [pid for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()]
