@@ -202,13 +202,14 @@ class Experiment:
                 fed.fetch(ref)
             except AgentError as error:
                 errors.append(error)
-        fed.end_round()  # not a part of any round: a resumed run has it where another has not
+        lost = fed.end_round().lost  # the rows are no part of any round: a resumed run has them where another has not
         passing = [error for error in errors if error.code != DamagedError.code]
         if passing:
             kind = StorageError if passing[0].code == StorageError.code else PeertuneError
             raise kind(f"{passing[0]}; nothing is lost, try again with {self.again}")
         if errors:
             raise DamagedError(str(errors[0]))
+        self._bring_back(fed, lost)
 
     def _bring_back(self, fed: Federation, names: Sequence[str]) -> None:
         """These agents go on from their last states. In real time one that cannot may be left behind for now."""

@@ -515,7 +515,7 @@ def test_a_worker_that_is_lost_while_it_resumes_costs_no_round(
 def test_a_worker_that_dies_right_after_it_was_put_back_is_put_back_again(
     models: dict[str, str], tmp_path: Path, head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped_after(tmp_path / "run", small_config(models, TWO, engine={"workers": 2}), "knexa", 1)
+    stopped_after(tmp_path / "run", small_config(models, TWO, engine={"workers": 1}), "knexa", 1)
     end_round, killed = LocalEngine.end_round, []
 
     def ending(engine: LocalEngine, *busy: Any) -> Any:
