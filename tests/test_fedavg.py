@@ -31,6 +31,7 @@ from peertune.methods import Budget, FedAvg, Run
 from peertune.methods.base import State
 from peertune.methods.shared import UNSURE, SharedAdapter
 from peertune.payloads import Texts, Weights
+from peertune.realtime import Asynchrony, RealClock
 from peertune.report import result_tables, write_report
 
 FAMILIES = ("llama", "gpt2")  # nn.Linear, and Conv1D, which has its weight transposed
@@ -210,6 +211,16 @@ def test_what_is_deployed_is_the_sum_of_what_agents_did(make: Make, family: str,
             assert distance(found[0], wanted) < 1e-6 and event["error"] < 1e-6
         else:
             assert 1e-3 < distance(found[0], wanted) < 0.5
+
+
+def test_who_is_out_of_reach_is_sent_nothing(make: Make) -> None:
+    """Or what was asked of it in vain would stand in its way when it is tried again."""
+    group = make(method=fedavg("fedit"))
+    names, engine = list(group.facts), group.fed._engine
+    group.fed = Federation(engine, names, RealClock(names, engine, Asynchrony(), rounds=3))
+    group.round(1)
+    assert group.fed.leave("a1")
+    assert {row.body["destination"] for row in group.deploy()} == {"a0", "a2"}
 
 
 @pytest.mark.parametrize("rule", ["flora", "flexlora", "hetlora"])

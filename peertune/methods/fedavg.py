@@ -98,8 +98,10 @@ class FedAvg(Method):
         return shared.state
 
     def deploy(self, state: State, fed: Federation) -> None:
-        """Everybody has the global adapter, also those that were not chosen; what is private stays as it is."""
-        for agent in fed.everyone:
+        """All have the global adapter who are not at work or out of reach, also those that were not chosen; what is
+        private stays as it is.
+        """
+        for agent in fed.agents:
             self.hand_out(state, agent)
 
     def chosen(self, agents: Sequence[Party], t: int) -> list[Party]:
