@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from keyed import make_keys
 from small import make_models, small_config
 from typer.testing import CliRunner
 
@@ -32,7 +33,7 @@ from peertune.deploy.home import (
     write_settings,
 )
 from peertune.deploy.job import ALLOWED, OUTCOME, Outcome, installed, site_of, write_job
-from peertune.deploy.sealing import KEYS, make_keys, pinned, seal_of
+from peertune.deploy.sealing import KEYS, pinned, seal_of
 from peertune.deploy.start import descendants, end_tree, keep_running
 from peertune.errors import ConfigError, PeertuneError
 from peertune.guard import Identity

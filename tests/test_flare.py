@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from keyed import make_keys
 from small import ROUTED, make_models, run, small_config
 from toy import NAMES, fault
 
@@ -15,7 +16,7 @@ from peertune.config.release import Release
 from peertune.config.schema import Config
 from peertune.deploy.home import Settings, digest, write_settings
 from peertune.deploy.job import OUTCOME, Outcome, site_of, write_job
-from peertune.deploy.sealing import SEALED, make_keys
+from peertune.deploy.sealing import SEALED
 from peertune.engines.flare import FlareEngine
 from peertune.federation import Federation
 from peertune.guard import Outbox

@@ -2,23 +2,12 @@
 from them. Whoever signs certificates cannot read what was sealed to a key that was made at its party.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from peertune.guard import Identity, Outbox, Peers, Replay, Seal
 
 KEYS, PINS = "sealing.json", "peers.toml"  # in the folder `local` of a kit
 SEALED = "sealed"  # the folder of a kit with its outbox and what it has opened
-
-
-def make_keys(kits: Mapping[str, Path]) -> None:
-    """Keys for each party of `kits`, name -> folder, pinned in the kits of all others."""
-    cards = {party: Identity.create(kit / "local" / KEYS, party).card for party, kit in kits.items()}
-    for party, kit in kits.items():
-        peers = pinned(kit)
-        for other, card in cards.items():
-            if other != party:
-                peers.pin(card)
 
 
 def pinned(kit: Path) -> Peers:
