@@ -14,10 +14,10 @@ from toy import NAMES, fault
 from toy_sites import SESSION, Village
 
 from peertune.engines import post
-from peertune.engines.base import Argument, Ref
+from peertune.engines.base import Argument, Entry, Ref
 from peertune.engines.flare import FlareEngine
 from peertune.engines.seal import Plain
-from peertune.engines.worker import Done, Refused, Value
+from peertune.engines.worker import Done, Refused, Started, Value
 from peertune.errors import AgentError, ConfigError, PayloadError, PeertuneError
 from peertune.federation import Federation
 from peertune.ledger import COORDINATOR
@@ -261,6 +261,8 @@ def test_a_site_speaks_for_its_own_calls_only(village: Village) -> None:
         if name == "a0" or not isinstance(found, post.Drained):
             return answer
         lies = [(Ref(owner, id, "profile"), Done([], None, (0.0, 0.0))) for owner, id in (("a0", 0), ("a1", 9))]
+        for _, done in found.calls:
+            done.rows.append(Entry("done", {}))
         return msgspec.msgpack.encode(msgspec.structs.replace(found, calls=found.calls + lies))
 
     names = list(village.sites)
@@ -268,6 +270,13 @@ def test_a_site_speaks_for_its_own_calls_only(village: Village) -> None:
     fed.gather({"a0": fed["a0"].share(fault("raise")), "a1": fed["a1"].profile()})
     log = fed.end_round()
     assert [name for name, *_ in failures(log)] == ["a0"] and len(log.timings) == 2
+    assert "done" not in {row.kind for row in log.rows}  # which would end the run
+
+
+def test_a_site_describes_its_own_agent() -> None:
+    answer = msgspec.msgpack.encode(Started([{"name": "a1"}]))
+    with pytest.raises(PeertuneError, match="the site of a0 does not describe its agent"):
+        FlareEngine({"a0": lambda verb, raw, seconds: answer}, SESSION)
 
 
 # The seal

@@ -12,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from peertune.engines.base import Argument, Barrier, Engine, Entry, Ref, fields_of
+import msgspec
+
+from peertune.engines.base import KINDS, Argument, Barrier, Engine, Entry, Ref, fields_of
 from peertune.engines.local import Listener
 from peertune.engines.post import (
     FACTS,
@@ -151,11 +153,11 @@ class FlareEngine(Engine):
     def _describe(self, name: str) -> list[dict[str, Any]]:
         """What the site says of its agent. Raises what it would have raised here."""
         answer = self._ask(name, Get(self._session, 0, Ref(name, FACTS, "facts")))
-        if isinstance(answer, Started):
+        if isinstance(answer, Started) and [facts.get("name") for facts in answer.facts] == [name]:
             return answer.facts
         if isinstance(answer, Refused) and answer.exit_code == ConfigError.exit_code:
             raise ConfigError(answer.message)
-        raise PeertuneError(self._visits[name].unreachable)
+        raise PeertuneError(self._visits[name].unreachable or f"the site of {name} does not describe its agent")
 
     # Arguments and batches.
 
@@ -243,10 +245,12 @@ class FlareEngine(Engine):
 
 
 def _own_calls(drained: Mapping[str, Answer | None], visits: Mapping[str, _Visit]) -> Iterator[tuple[Ref, Done]]:
-    """What came of all calls. A site speaks for those that it was asked, and for nobody else's."""
+    """What came of all calls. A site speaks for those that it was asked, for nobody else's, and not for the run."""
     for name, each in drained.items():
         if isinstance(each, Drained):
-            yield from ((ref, done) for ref, done in each.calls if visits[name].sent.get(ref.id) == ref)
+            for ref, done in each.calls:
+                if visits[name].sent.get(ref.id) == ref:
+                    yield ref, msgspec.structs.replace(done, rows=[row for row in done.rows if row.kind in KINDS])
 
 
 def _unreachable(ref: Ref, visit: _Visit) -> AgentError:
