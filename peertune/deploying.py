@@ -166,13 +166,12 @@ def status(on: On) -> None:
     from peertune.deploy.hub import Hub
     from peertune.terminal import print_rows
 
-    hub = Hub(on, patience=0.0)
     rows = []
-    for job in hub.running():
-        progress = hub.progress(job["id"]) or {}
-        place = f"{progress['arm']}, round {progress['round']}" if "arm" in progress else ""
-        rows.append([job["name"], job["status"], place, job["id"]])
-    hub.close()
+    with closing(Hub(on, patience=0.0)) as hub:
+        for job in hub.running():
+            progress = hub.progress(job["id"]) or {}
+            place = f"{progress['arm']}, round {progress['round']}" if "arm" in progress else ""
+            rows.append([job["name"], job["status"], place, job["id"]])
     print_rows("runs", ["Run", "Status", "Where", "Job"], rows)
 
 
@@ -181,13 +180,12 @@ def stop(name: Annotated[str, typer.Argument(help="The name of a run.")], on: On
     _check_installed()
     from peertune.deploy.hub import Hub
 
-    hub = Hub(on, patience=0.0)
-    jobs = hub.running(name)
-    if not jobs:
-        raise ConfigError(f"no run {name!r} is under way; `peertune status --on {on}` shows those that are")
-    for job in jobs:
-        hub.abort(job["id"])
-    hub.close()
+    with closing(Hub(on, patience=0.0)) as hub:
+        jobs = hub.running(name)
+        if not jobs:
+            raise ConfigError(f"no run {name!r} is under way; `peertune status --on {on}` shows those that are")
+        for job in jobs:
+            hub.abort(job["id"])
     typer.echo(f"{name} is stopped")
 
 
@@ -204,8 +202,7 @@ def run_on(kit: Path, config: "Config", name: str) -> None:
     check_run(kit, config)
     sites = {party: site_of(party) for party in config.parties()}
     arguments = {"run": name, "wanted": digest(config), "sites": sites}
-    hub = Hub(kit)
-    with closing(hub), tempfile.TemporaryDirectory() as place:
+    with closing(Hub(kit)) as hub, tempfile.TemporaryDirectory() as place:
         outcome = follow(hub, name, lambda: write_job(Path(tempfile.mkdtemp(dir=place)), arguments), typer.echo, sites)
     if outcome.exit_code == ConfigError.exit_code:
         raise ConfigError(outcome.message)

@@ -341,6 +341,16 @@ def test_commands_refuse_in_one_line(tmp_path: Path, command: list[str], expecte
     assert isinstance(result.exception, ConfigError) and expected in str(result.exception)
 
 
+def test_a_session_with_the_hub_is_closed_also_if_the_command_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = pytest.importorskip("peertune.deploy.hub", reason="needs the extra peertune[flare]")
+    closed: list[bool] = []
+    hub = SimpleNamespace(running=lambda name: [], close=lambda: closed.append(True))
+    monkeypatch.setattr(module, "Hub", lambda kit, patience: hub)
+    result = CliRunner().invoke(app, ["stop", "first", "--on", "kit"])
+    assert isinstance(result.exception, ConfigError) and "no run 'first' is under way" in str(result.exception)
+    assert closed == [True]
+
+
 def test_without_flare_every_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("peertune.deploying.find_spec", lambda name: None)
     for command in (["join", "x"], ["coordinator", "x"], ["status", "--on", "x"], ["stop", "r", "--on", "x"]):
