@@ -118,19 +118,19 @@ def kill_at(nth: int, before: bool, folder: Path, config: Config) -> None:
     work(folder, config)
 
 
-def boundaries(base: Path) -> None:
+def boundaries(base: Path, side: str) -> None:
+    """`side`: die `before` or `after` the call."""
     config = make_config(base, workers=0)
     assert ended(child(partial(work, base / "reference", config))) == 0
     say(result(base / "reference"))
     for nth in itertools.count(1):
-        for before in (True, False):
-            folder = base / f"{nth}-{'before' if before else 'after'}"
-            code = ended(child(partial(kill_at, nth, before, folder, config)))
-            if code == 0:
-                return
-            assert code == -signal.SIGKILL, f"{folder.name}: exit code {code}"
-            assert ended(child(partial(work, folder, config))) == 0, folder.name
-            say({"name": folder.name, **result(folder)})
+        folder = base / str(nth)
+        code = ended(child(partial(kill_at, nth, side == "before", folder, config)))
+        if code == 0:
+            return
+        assert code == -signal.SIGKILL, f"{folder.name}: exit code {code}"
+        assert ended(child(partial(work, folder, config))) == 0, folder.name
+        say({"name": folder.name, **result(folder)})
 
 
 # Random moments
@@ -164,8 +164,8 @@ def say(line: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    mode, base, *numbers = sys.argv[1:]
+    mode, base, *how = sys.argv[1:]
     if mode == "boundaries":
-        boundaries(Path(base))
+        boundaries(Path(base), *how)
     else:
-        moments(Path(base), *map(int, numbers))
+        moments(Path(base), *map(int, how))
