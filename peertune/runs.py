@@ -7,9 +7,11 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from peertune.checkpoint import make_folder, sync_folder, write_synced
 from peertune.config.schema import VERSION, Config
@@ -18,6 +20,7 @@ from peertune.ledger import Ledger
 
 CONFIG, LEDGER, AUDIT = "config.json", "ledger.sqlite", "audit.json"
 NAME_LENGTH = 64
+PATIENCE = 1.0  # seconds that the lock of a killed process may outlive it, in a child that it had just forked
 
 
 def create_run(folder: Path, config: Config) -> Ledger:
@@ -120,10 +123,19 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror}); free space or check the rights") from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"the run {folder.name!r} is being worked on by another process; wait for it or stop it"
-            ) from None
+        end = time.monotonic() + PATIENCE
+        while not _try_lock(file):
+            if time.monotonic() > end:
+                raise ConfigError(
+                    f"the run {folder.name!r} is being worked on by another process; wait for it or stop it"
+                )
+            time.sleep(0.05)
         yield
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -3,20 +3,25 @@
 The killing is done by killing.py in a process of its own, which imports torch once and forks a child for each run.
 """
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small import make_models, small_config
 
+from peertune.errors import ConfigError
 from peertune.ledger import Ledger
+from peertune.runs import locked
 
 HERE = Path(__file__).parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -57,6 +62,14 @@ def test_kills_at_random_moments(tmp_path: Path, workers: int, kills: int) -> No
 def test_many_kills_of_worker_processes_at_random_moments(tmp_path: Path) -> None:
     reference, others = killing("moments", tmp_path, "2", "25", "1")
     check(reference, others)
+
+
+def test_a_lock_that_outlives_its_killed_process_is_waited_for(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        threading.Timer(0.3, partial(fcntl.flock, held, fcntl.LOCK_UN)).start()
+        with locked(tmp_path), pytest.raises(ConfigError, match="another process"), locked(tmp_path):
+            pass
 
 
 # Ctrl-C
