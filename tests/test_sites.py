@@ -1,6 +1,7 @@
 """Sites and their engine without a network: the contract, and what only they have to keep."""
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -254,6 +255,18 @@ def test_a_site_out_of_reach_fails_its_own_calls_and_nobody_elses(village: Villa
     assert isinstance(fed.fetch(fed["a0"].profile()), Profile)
 
 
+LIES = [
+    Entry("done", {}),  # which would end the run
+    Entry("metric", {"agent": "a1", "name": "memory", "value": math.nan}),
+    Entry("metric", {"agent": "a1", "name": "memory"}),
+    Entry("metric", {"agent": "a0", "name": "memory", "value": 1.0}),
+    Entry("metric", {"agent": "a1", "name": "wealth", "value": 1.0}),
+    Entry("transfer", {"source": "a1", "destination": "a0", "payload": "texts", "bytes": 1}),
+    Entry("transfer", {"source": "a0", "destination": "a1", "payload": "texts", "bytes": -1}),
+    Entry("failure", {"agent": "a0", "verb": "profile", "cause": "x" * (1 << 15)}),
+]
+
+
 def test_a_site_speaks_for_its_own_calls_only(village: Village) -> None:
     def carry(name: str, verb: str, raw: bytes, seconds: float) -> bytes:
         answer = village.lines()[name](verb, raw, seconds)
@@ -262,15 +275,18 @@ def test_a_site_speaks_for_its_own_calls_only(village: Village) -> None:
             return answer
         lies = [(Ref(owner, id, "profile"), Done([], None, (0.0, 0.0))) for owner, id in (("a0", 0), ("a1", 9))]
         for _, done in found.calls:
-            done.rows.append(Entry("done", {}))
+            done.rows += LIES
         return msgspec.msgpack.encode(msgspec.structs.replace(found, calls=found.calls + lies))
 
     names = list(village.sites)
     fed = Federation(FlareEngine({name: partial(carry, name) for name in names}, SESSION), names)
     fed.gather({"a0": fed["a0"].share(fault("raise")), "a1": fed["a1"].profile()})
     log = fed.end_round()
-    assert [name for name, *_ in failures(log)] == ["a0"] and len(log.timings) == 2
-    assert "done" not in {row.kind for row in log.rows}  # which would end the run
+    assert [name for name, *_ in failures(log)] == ["a0", "a1"] and len(log.timings) == 2
+    assert (
+        failures(log)[1][-1] == f"its site said {len(LIES)} things of the call that no site can say; they are left out"
+    )
+    assert not any(row in LIES for row in log.rows)
 
 
 def test_a_site_describes_its_own_agent() -> None:

@@ -55,7 +55,6 @@ METRICS = (
     *("secrets_redacted", "personal_redacted", "copies_redacted"),  # what the guard took out of the answer
     "memory",  # bytes, at the most
 )
-KINDS = ("transfer", "metric", "failure")  # of events that a call brings
 Fields = tuple[str, str, str, str]  # of an AgentError: agent, verb, cause, code
 
 # what each verb answers; None: nothing

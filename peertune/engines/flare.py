@@ -12,9 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import msgspec
-
-from peertune.engines.base import KINDS, Argument, Barrier, Engine, Entry, Ref, fields_of
+from peertune.engines.account import checked
+from peertune.engines.base import Argument, Barrier, Engine, Entry, Ref, fields_of
 from peertune.engines.local import Listener
 from peertune.engines.post import (
     FACTS,
@@ -250,7 +249,7 @@ def _own_calls(drained: Mapping[str, Answer | None], visits: Mapping[str, _Visit
         if isinstance(each, Drained):
             for ref, done in each.calls:
                 if visits[name].sent.get(ref.id) == ref:
-                    yield ref, msgspec.structs.replace(done, rows=[row for row in done.rows if row.kind in KINDS])
+                    yield ref, checked(ref, done)
 
 
 def _unreachable(ref: Ref, visit: _Visit) -> AgentError:

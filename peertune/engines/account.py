@@ -1,0 +1,60 @@
+"""What a site may say of its calls for the ledger: it could be anybody's software, and the ledger is the run's."""
+
+import math
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from peertune.engines.base import METRICS, Entry, Ref
+from peertune.engines.worker import Done
+
+Text = Annotated[str, Meta(max_length=1 << 14)]
+
+
+class _Transfer(msgspec.Struct, forbid_unknown_fields=True):
+    source: Text
+    destination: Text
+    payload: Text
+    bytes: Annotated[int, Meta(ge=0)]
+
+
+class _Metric(msgspec.Struct, forbid_unknown_fields=True):
+    agent: Text
+    name: Text
+    value: float
+
+
+class _Failure(msgspec.Struct, forbid_unknown_fields=True):
+    agent: Text
+    verb: Text
+    cause: Text
+
+
+_BODIES = {"transfer": _Transfer, "metric": _Metric, "failure": _Failure}
+
+
+def checked(ref: Ref, done: Done) -> Done:
+    """The account of one call without the rows that no agent in its place could have written; how many those were is a
+    failure of it.
+    """
+    rows = [row for row in done.rows if _is_sound(ref, row)]
+    if left := len(done.rows) - len(rows):
+        cause = f"its site said {left} things of the call that no site can say; they are left out"
+        rows.append(Entry("failure", {"agent": ref.owner, "verb": ref.verb, "cause": cause}))
+    seconds = done.seconds if all(map(math.isfinite, done.seconds)) else (0.0, 0.0)
+    return msgspec.structs.replace(done, rows=rows, seconds=seconds)
+
+
+def _is_sound(ref: Ref, row: Entry) -> bool:
+    if row.kind not in _BODIES:
+        return False
+    try:
+        body = msgspec.convert(row.body, _BODIES[row.kind])
+    except msgspec.ValidationError:
+        return False
+    if isinstance(body, _Transfer):
+        return body.destination == ref.owner
+    if isinstance(body, _Metric):
+        return body.agent == ref.owner and body.name in METRICS and math.isfinite(body.value)
+    return True
