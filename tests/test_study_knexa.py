@@ -24,6 +24,7 @@ from peertune.studies.figures import learning, teaching
 from peertune.studies.goals import Verdict, judge
 from peertune.studies.jobs import check_same_version
 from peertune.studies.knexa import FEDERATIONS, QUICK, Plan
+from peertune.studies.markdown import points
 from peertune.studies.records import Arm, Record, Run, read_run
 from peertune.studies.tables import markdown, summarise
 
@@ -450,6 +451,14 @@ def test_the_results_page_holds_the_tables_of_the_committed_summary() -> None:
     root = Path(__file__).parent.parent / "docs"
     summary = json.loads((root / "knexa" / "summary.json").read_text(encoding="utf-8"))
     assert markdown(summary).strip() in (root / "results.md").read_text(encoding="utf-8")
+
+
+def test_the_results_page_says_what_the_summary_of_liars_says() -> None:
+    root = Path(__file__).parent.parent / "docs"
+    page, summary = (root / "results.md").read_text(encoding="utf-8"), root / "knexa-liars" / "summary.json"
+    for row in json.loads(summary.read_text(encoding="utf-8"))["federations"]["knexa-liars"]["arms"]:
+        over = points(row["over"]["uniform"], "+") if "uniform" in row["over"] else "–"
+        assert row["seeds"] == 5 and f"| {row['arm']} | {points(row['score'])} | {over} |" in page
 
 
 def test_the_results_page_says_how_far_routing_leads_its_control_after_each_round() -> None:
