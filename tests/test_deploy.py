@@ -231,7 +231,7 @@ class FakeHub:
     def running(self, name: str) -> list[dict[str, str]]:
         return [{"id": "0"}] if self._running else []
 
-    def submit(self, job: Path) -> str:
+    def submit(self, job: Path, run: str) -> str:
         self.submitted += 1
         self._looks = 0
         return str(self.submitted)
@@ -303,6 +303,28 @@ def test_who_has_not_joined_is_named_until_all_are_there(follow: Callable[..., O
     assert follow(hub, told.append, {"clinic": "clinic", "lab": "lab"}) == DONE
     cure = "not connected; is `peertune join` running there?"
     assert told[1:4] == [f"waiting for clinic, lab: {cure}", f"waiting for lab: {cure}", "all are there"]
+
+
+def test_a_job_whose_acknowledgement_was_lost_is_not_submitted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("peertune.deploy.hub", reason="needs the extra peertune[flare]")
+    jobs: list[dict[str, str]] = []
+
+    class Forgetful:
+        """A session whose first answer to a submission never comes."""
+
+        def submit_job(self, job: str) -> str:
+            jobs.append({"job_id": f"j{len(jobs)}", "job_name": "first", "status": "SUBMITTED"})
+            raise hub.api_spec.NoReply("no reply")
+
+        def list_jobs(self) -> list[dict[str, str]]:
+            return jobs
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(hub, "POLL", 0.0)
+    monkeypatch.setattr(hub, "new_secure_session", lambda *_, **__: Forgetful())
+    assert hub.Hub(Path("kit")).submit(Path("job"), "first") == "j0" and len(jobs) == 1
 
 
 def test_a_job_without_a_coordinator_is_ended(follow: Callable[..., Outcome]) -> None:

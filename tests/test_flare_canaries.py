@@ -93,7 +93,7 @@ class Searched:
         """The most that was found at a time in the server's and the coordinator's memory, until the run was over."""
         sites = {party: site_of(party) for party in self.config.parties()}
         arguments = {"run": name, "wanted": digest(self.config), "sites": sites}
-        job = self.hub.submit(write_job(self.folder / "jobs", arguments, **PARTS[name]))
+        job = self.hub.submit(write_job(self.folder / "jobs", arguments, **PARTS[name]), name)
         ran, end, last = self.folder / f"{name}.{canary_parts.RAN}", time.monotonic() + 400, False
         found: dict[str, Counter[str]] = {}
         while not last:

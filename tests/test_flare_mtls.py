@@ -66,7 +66,7 @@ def arguments(names: Any = NAMES) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def running(toys: Loopback, hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
     folder = toys.folder
-    job = hub.submit(write_job(tmp_path_factory.mktemp("jobs"), arguments(), **TOYS))
+    job = hub.submit(write_job(tmp_path_factory.mktemp("jobs"), arguments(), **TOYS), "toys")
     end = time.monotonic() + 240
     while not (folder / "session").exists():
         assert time.monotonic() < end and not hub.status(job).startswith("FINISHED"), hub.status(job)
@@ -112,7 +112,7 @@ def test_a_job_that_brings_code_is_refused(toys: Loopback, hub: Hub, tmp_path: P
     job = write_job(tmp_path, arguments(), **TOYS)
     (job / "app" / "custom").mkdir()
     (job / "app" / "custom" / "mine.py").write_text("print('mine')\n")
-    submitted = hub.submit(job)
+    submitted = hub.submit(job, "code")
     assert ends(hub, submitted) == "FINISHED:FAILED_TO_RUN"
     detail = str(hub._login().get_job_meta(submitted)["job_deploy_detail"])
     assert all(f"{name}: " in detail and "BYOC not permitted" in detail for name in NAMES), detail
@@ -120,7 +120,7 @@ def test_a_job_that_brings_code_is_refused(toys: Loopback, hub: Hub, tmp_path: P
 
 def test_a_job_that_names_another_class_is_refused(toys: Loopback, hub: Hub, tmp_path: Path) -> None:
     parts = TOYS | {"site": "nvflare.app_common.np.np_trainer.NPTrainer"}
-    assert ends(hub, hub.submit(write_job(tmp_path, arguments(), **parts))) != "FINISHED:COMPLETED"
+    assert ends(hub, hub.submit(write_job(tmp_path, arguments(), **parts), "class")) != "FINISHED:COMPLETED"
     assert "ComponentNotAuthorized" in (toys.folder / "a0.log").read_text()
 
 

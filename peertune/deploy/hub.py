@@ -41,8 +41,14 @@ class Hub:
         self._kit, self._patience = kit.resolve(), patience
         self._session: Session | None = None
 
-    def submit(self, job: Path) -> str:
-        return self._ask(lambda session: session.submit_job(str(job.resolve())))
+    def submit(self, job: Path, run: str) -> str:
+        """The id of the job. One whose acknowledgement was lost is found by its run's name, not submitted twice."""
+
+        def once(session: Session) -> str:
+            running = self.running(run)
+            return running[0]["id"] if running else session.submit_job(str(job.resolve()))
+
+        return self._ask(once)
 
     def running(self, name: str | None = None) -> list[dict[str, str]]:
         """Jobs that have not ended, of that run or of all: id, name and status."""
@@ -119,7 +125,7 @@ def follow(
     seen: set[Place] = set()
     running = hub.running(run)
     while left:
-        job = running[0]["id"] if running else hub.submit(write())
+        job = running[0]["id"] if running else hub.submit(write(), run)
         tell(f"{run}: job {job}")
         before = len(seen)
         ended = _stay(hub, job, tell, seen, sites)
