@@ -212,7 +212,7 @@ class Experiment:
         self._bring_back(fed, lost)
 
     def _bring_back(self, fed: Federation, names: Sequence[str]) -> None:
-        """These agents go on from their last states. In real time one that cannot may be left behind for now."""
+        """These agents go on from their last states. In real time a round may begin without one that cannot."""
         for name in names:
             try:
                 self._restore(fed, {name: self._newest(name)})

@@ -61,8 +61,8 @@ def study(  # noqa: PLR0913  each is an option of the command
         from peertune.studies.knexa import QUICK, Plan
 
         plan = QUICK if quick else Plan()
-        changed = (*plan.overrides, *set), _names(arms) or plan.arms
-        given = Plan(tuple(files or plan.files), seeds or plan.seeds, *changed)
+        overrides, chosen = (*plan.overrides, *set), _names(arms) or plan.arms
+        given = Plan(tuple(files or plan.files), seeds or plan.seeds, overrides, chosen)
         raise typer.Exit(command.federated(folder, given, Limits(jobs, minutes)))
     if files or set or seeds or arms or jobs or minutes is not None:
         raise ConfigError(f"the study {name} takes --quick and --to, and no configuration")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,12 @@ from peertune.config.schema import Config
 from peertune.errors import PeertuneError
 
 NAMES = ("clinic", "lab")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def study(*names: str, **changes: Any) -> dict[str, Any]:
@@ -91,3 +98,12 @@ def apart(config: Config, project: str, address: tuple[str, int], to: Path) -> d
     parties.approve(*[parties.request(name) for name in config.parties()])
     parties.accept(*config.parties())
     return {name: parties.kit(name) for name in ("coordinator", "submitter", *config.parties())}
+
+
+def two_sites(folder: Path) -> Apart:
+    """A federation that clinic and lab have joined; only they have accepted."""
+    parties = Apart(folder)
+    parties.found(study(), port=free_port())
+    parties.approve(*[parties.request(name) for name in NAMES])
+    parties.accept(*NAMES)
+    return parties

@@ -1,20 +1,15 @@
 """A provisioned federation on this machine: every party a kit and processes of its own, mutual TLS over loopback."""
 
-import socket
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from apart import free_port
+
 from peertune.config.schema import Config
 from peertune.deploy.provision import provision
 from peertune.deploy.start import descendants, end_tree, launch
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Loopback:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from apart import Apart, peertune, study
+from apart import Apart, free_port, peertune, study, two_sites
 
 pytest.importorskip("nvflare", reason="needs the extra peertune[flare]")
 
@@ -115,11 +115,7 @@ def refusal(*words: object) -> str:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    parties = Apart(tmp_path_factory.mktemp("made") / "all")
-    parties.found(study(), port=free_port())
-    parties.approve(*[parties.request(name) for name in ("clinic", "lab")])
-    parties.accept("clinic", "lab")
-    return parties.folder
+    return two_sites(tmp_path_factory.mktemp("made") / "all").folder
 
 
 @pytest.fixture
@@ -224,9 +220,3 @@ def coordinator(parties: Apart) -> Iterator[None]:
         thread.start()
         yield
         thread.join(10)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apart import Apart, ok, peertune, study
+from apart import Apart, ok, peertune, study, two_sites
 
 pytest.importorskip("nvflare", reason="needs the extra peertune[flare]")
 
@@ -27,19 +27,9 @@ from peertune.doctor import Check
 from peertune.errors import ConfigError
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    parties = Apart(tmp_path_factory.mktemp("made") / "all")
-    parties.found(study(), port=free_port())
-    parties.approve(*[parties.request(name) for name in ("clinic", "lab")])
-    parties.accept("clinic", "lab")
-    return parties.folder
+    return two_sites(tmp_path_factory.mktemp("made") / "all").folder
 
 
 @pytest.fixture

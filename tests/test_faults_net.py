@@ -161,28 +161,17 @@ def healed(federation: Federation) -> Iterator[None]:
 # The network
 
 
-def test_a_partition_of_a_second_is_not_noticed(federation: Federation, undisturbed: str) -> None:
-    """Two minutes."""
+@pytest.mark.parametrize(("name", "seconds"), [("second", 1), ("half-minute", 30)])
+def test_a_short_partition_is_waited_for(federation: Federation, undisturbed: str, name: str, seconds: int) -> None:
+    """Two or three minutes."""
 
     def disturb() -> None:
         federation.lab.lose(100)
-        time.sleep(1)
+        time.sleep(seconds)
         federation.lab.heal()
 
-    told = federation.run("second", disturb)
-    assert (told.code, told.jobs, federation.head("second")) == (0, 1, undisturbed)
-
-
-def test_a_partition_of_half_a_minute_is_waited_for(federation: Federation, undisturbed: str) -> None:
-    """Three minutes."""
-
-    def disturb() -> None:
-        federation.lab.lose(100)
-        time.sleep(30)
-        federation.lab.heal()
-
-    told = federation.run("half-minute", disturb)
-    assert (told.code, told.jobs, federation.head("half-minute")) == (0, 1, undisturbed)
+    told = federation.run(name, disturb)
+    assert (told.code, told.jobs, federation.head(name)) == (0, 1, undisturbed)
 
 
 def test_after_a_cut_link_the_run_goes_on_from_the_last_common_round(federation: Federation, undisturbed: str) -> None:

@@ -6,8 +6,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from peertune.engines.base import METRICS, Entry, Ref
+from peertune.engines.base import METRICS, Entry, Ref, failure_row
 from peertune.engines.worker import Done
+from peertune.errors import AgentError
 
 Text = Annotated[str, Meta(max_length=1 << 14)]
 
@@ -41,7 +42,7 @@ def checked(ref: Ref, done: Done) -> Done:
     rows = [row for row in done.rows if _is_sound(ref, row)]
     if left := len(done.rows) - len(rows):
         cause = f"its site said {left} things of the call that no site can say; they are left out"
-        rows.append(Entry("failure", {"agent": ref.owner, "verb": ref.verb, "cause": cause}))
+        rows.append(failure_row(AgentError(ref.owner, ref.verb, cause)))
     seconds = done.seconds if all(map(math.isfinite, done.seconds)) else (0.0, 0.0)
     return msgspec.structs.replace(done, rows=rows, seconds=seconds)
 

@@ -182,7 +182,7 @@ class Host:
         rows += self._metrics(agent)
         if failure:
             self._answers[ref.id] = failure
-            rows.append(Entry("failure", {"agent": failure.agent, "verb": failure.verb, "cause": failure.cause}))
+            rows.append(failure_row(failure))
         return rows, failure
 
     def release(self, ref: Ref, caller: str) -> bytes:
@@ -264,6 +264,16 @@ class Host:
             body = {"source": arg.ref.owner, "destination": ref.owner, "payload": payload.kind, "bytes": len(raw)}
             rows.append(Entry("transfer", body))
         return payload
+
+
+def failure_row(error: AgentError) -> Entry:
+    return Entry("failure", {"agent": error.agent, "verb": error.verb, "cause": error.cause})
+
+
+def timing(ref: Ref, seconds: tuple[float, float]) -> Entry:
+    """What a call took: (wall, CPU)."""
+    wall, cpu = seconds
+    return Entry("metric", {"agent": ref.owner, "verb": ref.verb, "seconds": wall, "cpu_seconds": cpu})
 
 
 def read_answer(ref: Ref, raw: bytes) -> Payload | None:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from peertune.engines.base import Entry, Ref
+from peertune.engines.base import Entry, Ref, failure_row, timing
 from peertune.engines.worker import Done
 from peertune.errors import AgentError
 
@@ -40,15 +40,12 @@ class Calls:
         self.rows[ref.id] = done.rows
         if done.failure:
             self.failures[ref.id] = AgentError(*done.failure)
-        wall, cpu = done.seconds
-        self.timings.append(
-            Entry("metric", {"agent": ref.owner, "verb": ref.verb, "seconds": wall, "cpu_seconds": cpu})
-        )
+        self.timings.append(timing(ref, done.seconds))
 
     def fail(self, call: Ref, error: AgentError) -> None:
         self.failures[call.id] = error
         self.done[call.id] = call
-        self.rows[call.id] = [Entry("failure", {"agent": error.agent, "verb": error.verb, "cause": error.cause})]
+        self.rows[call.id] = [failure_row(error)]
 
     def lose(self, names: Collection[str]) -> None:
         """The process of these agents is gone, and with it everything that only it knew."""

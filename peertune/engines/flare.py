@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from peertune.engines.account import checked
-from peertune.engines.base import Argument, Barrier, Engine, Entry, Ref, fields_of
+from peertune.engines.base import Argument, Barrier, Engine, Ref, failure_row, fields_of, timing
 from peertune.engines.local import Listener
 from peertune.engines.post import (
     FACTS,
@@ -121,14 +121,12 @@ class FlareEngine(Engine):
         self._visits |= {name: _Visit(self._number) for name in visits}
         rows, timings = {}, []
         for ref, done in _own_calls(drained, visits):
-            wall, cpu = done.seconds
             rows[ref.id] = done.rows
-            timings.append(Entry("metric", {"agent": ref.owner, "verb": ref.verb, "seconds": wall, "cpu_seconds": cpu}))
+            timings.append(timing(ref, done.seconds))
             self._listener(ref, done)
         for ref in (ref for visit in visits.values() for ref in visit.sent.values()):
             if ref.id not in rows:
-                error = _unreachable(ref, visits[ref.owner])
-                rows[ref.id] = [Entry("failure", {"agent": error.agent, "verb": error.verb, "cause": error.cause})]
+                rows[ref.id] = [failure_row(_unreachable(ref, visits[ref.owner]))]
         lost = [name for name, each in drained.items() if not isinstance(each, Drained) or each.lost]
         return Barrier(rows, lost, timings)
 

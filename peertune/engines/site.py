@@ -15,7 +15,7 @@ from functools import partial
 import msgspec
 
 from peertune.engines import post, receipts
-from peertune.engines.base import ONCE, Argument, Entry, Ref, fields_of
+from peertune.engines.base import ONCE, Argument, Ref, failure_row, fields_of
 from peertune.engines.child import Child
 from peertune.engines.local import DIED
 from peertune.engines.seal import Plain, Seal
@@ -292,8 +292,8 @@ class Site:
 
 def _failed(ref: Ref, cause: str) -> Done:
     """A call that was not run to its end."""
-    row = Entry("failure", {"agent": ref.owner, "verb": ref.verb, "cause": cause})
-    return Done([row], fields_of(AgentError(ref.owner, ref.verb, cause)), (0.0, 0.0))
+    error = AgentError(ref.owner, ref.verb, cause)
+    return Done([failure_row(error)], fields_of(error), (0.0, 0.0))
 
 
 def _withheld(ref: Ref, cause: str, code: str = "error") -> Withheld:
