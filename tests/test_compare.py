@@ -23,6 +23,7 @@ from peertune.errors import ConfigError
 from peertune.ledger import COORDINATOR, Ledger
 from peertune.report.canvas import png
 from peertune.report.reading import readable_bytes
+from peertune.report.selection import Selection
 from peertune.runs import AUDIT
 from peertune.studies.compare.page import markdown, short
 from peertune.studies.compare.pictures import fronts, learning
@@ -125,6 +126,17 @@ def test_costs_of_clients_and_server_are_read_exactly(tmp_path: Path) -> None:
     assert found.arms["fed"].records[-1].gflop == pytest.approx(26e-9)
 
 
+def test_chosen_teachers_are_counted_over_rounds(tmp_path: Path) -> None:
+    ledger = ledger_of(tmp_path)
+    for taught in ({"ann": 3, "bob": 0}, {"ann": 0, "bob": 1}):
+        body = {"learner": "server", "problems": 8, "taught": taught, "refused": {"ann": 0, "bob": 2}}
+        ledger.append("fed", 2, "round", "teachers", body)
+    ledger.commit()
+    found = read_run(ledger, "fed", 0).arms
+    assert found["fed"].chosen == {"server": Selection(16, Counter(ann=3, bob=1), Counter(ann=0, bob=4))}
+    assert found["fed"].chosen["server"].shares() == {"ann": 3 / 16, "bob": 1 / 16} and not found["alone"].chosen
+
+
 # Fronts
 
 POINTS = st.lists(st.tuples(st.integers(0, 6).map(float), st.integers(0, 6).map(float)), max_size=12)
@@ -193,6 +205,20 @@ def test_a_summary_is_exact() -> None:
         "arms": {"local": None, "dear": {"round": 4, "bytes": 400.0, "flops": 4e9}, "poor": None},
     }
     assert summarise([]) == {"arms": []}
+
+
+def test_who_was_chosen_as_a_teacher_is_a_table() -> None:
+    runs = [made(seed, LEVELS, PRICES) for seed in range(2)]
+    assert "as its teacher" not in markdown(small_summary())
+    for one, count in zip(runs, (1, 4), strict=True):
+        ann, server = Selection(10, Counter(server=count), Counter()), Selection(5, Counter(ann=2, bob=0), Counter())
+        one.arms["dear"] = replace(one.arms["dear"], chosen={"ann": ann, "server": server})
+    found = summarise(runs)
+    dear = next(row for row in found["arms"] if row["arm"] == "dear")
+    assert dear["chosen"] == {"ann": {"server": 0.25}, "server": {"ann": 0.4, "bob": 0.0}}
+    page = markdown({"name": "fed", "left_out": {}, "missing": {}, **found})
+    assert "| arm | learner | server | ann | bob |" in page
+    assert "| dear | ann | 25.0 | – | – |\n| dear | server | – | 40.0 | 0.0 |" in page
 
 
 def test_the_page_says_everything() -> None:

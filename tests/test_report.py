@@ -20,6 +20,7 @@ from peertune.ledger import COORDINATOR, Ledger
 from peertune.report import result_tables, run_tables, write_report
 from peertune.report.reading import plain, readable_bytes
 from peertune.report.results import metrics_table, results_table
+from peertune.report.selection import selection_table
 from peertune.report.tables import (
     agents_table,
     cost_table,
@@ -242,6 +243,25 @@ def test_a_receiver_with_two_sources_in_a_round(tmp_path: Path) -> None:
     ]
     text = Reader(write_report(tmp_path / "r").read_text(encoding="utf-8")).text
     assert "2 exchanges, mean reward +0.1000; this matchmaker predicts nothing." in text
+
+
+def test_chosen_teachers(tmp_path: Path) -> None:
+    ledger = begin(tmp_path / "r", configuration())
+    evaluate(ledger, "start", 0, GRADES["start"][0])
+    for learner, taught in (("server", {"ada": 6, "bela": 0}), ("ada", {"server": 1})):
+        body = {"learner": learner, "problems": 8, "taught": taught, "refused": dict.fromkeys(taught, 2)}
+        ledger.append("knexa", 1, "round", "teachers", body)
+    evaluate(ledger, "knexa", 1, GRADES["knexa"][1])
+    ledger.commit()
+    table = selection_table(ledger)
+    assert table.rows == [
+        ["knexa", "server", "ada", "8", "75.0", "2"],
+        ["knexa", "server", "bela", "8", "0.0", "2"],
+        ["knexa", "ada", "server", "8", "12.5", "2"],
+    ]
+    assert table in result_tables(ledger)
+    text = Reader(write_report(tmp_path / "r").read_text(encoding="utf-8")).text
+    assert table.title in text and "no exchanges" not in text.partition("Rewards predicted")[0]
 
 
 def test_traffic(run: Path) -> None:

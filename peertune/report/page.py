@@ -26,6 +26,7 @@ from peertune.report.reading import (
     traffic,
 )
 from peertune.report.results import metrics_table, results_table
+from peertune.report.selection import selection_table
 from peertune.report.style import CSS
 from peertune.report.tables import (
     agents_table,
@@ -203,9 +204,9 @@ def _results(ledger: Ledger) -> list[str]:
 
 
 def _exchanges(ledger: Ledger, drawn: Sequence[Drawn]) -> list[str]:
-    table = pairs_table(ledger)
+    table, chosen = pairs_table(ledger), selection_table(ledger)
     if not table.rows:
-        return [_NO_EXCHANGES]
+        return [grid(chosen) or _NO_EXCHANGES]
     return [
         gallery(drawn, "pairs"),
         f"<details><summary>All pairs as a table</summary>{grid(table, titled=False)}</details>",

@@ -10,6 +10,7 @@ from peertune.payloads import PAYLOADS
 from peertune.report.asynchrony import refused_table, rounds_table
 from peertune.report.reading import LINKS, START, TO_COORDINATOR, Flow, Volume, arms, run_body, score_ks, traffic
 from peertune.report.results import metrics_table, results_table
+from peertune.report.selection import selection_table
 from peertune.report.table import ABSENT, Table
 
 
@@ -24,6 +25,7 @@ def result_tables(ledger: Ledger) -> list[Table]:
     ks = score_ks(run_body(ledger)["config"])
     tables = [
         pairs_table(ledger),
+        selection_table(ledger),
         aggregation_table(ledger),
         traffic_table(ledger),
         failures_table(ledger),

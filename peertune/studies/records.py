@@ -13,6 +13,7 @@ import numpy as np
 
 from peertune.ledger import Event, Ledger
 from peertune.report.reading import Scored, evaluations, local_arm, run_body, runs_code, score_ks
+from peertune.report.selection import Selection, selections
 from peertune.runs import LEDGER
 from peertune.studies.costs import Costs, costs_by_round
 
@@ -48,7 +49,8 @@ class Arm:
     """One finished arm of one run. `grades`: agent -> the main score of every test problem after the last round.
 
     `taught`: (source, receiver) -> texts that the receiver got from this source, or exchanges if no texts are counted.
-    `costs`: up to each round. `server`: its main score, by round, where it has a whole model.
+    `costs`: up to each round. `server`: its main score, by round, where it has a whole model. `chosen`: learner
+    -> the teachers it chose for public problems.
     """
 
     records: list[Record]
@@ -56,6 +58,7 @@ class Arm:
     taught: dict[tuple[str, str], float]
     costs: dict[int, Costs] = field(default_factory=dict)
     server: dict[int, float] = field(default_factory=dict)
+    chosen: dict[str, Selection] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +178,7 @@ def _read_arm(
     k = None if run.score == "accuracy" else 1
     last = {name: scored.values(k) for name, scored in mine[max(mine)].items()} if mine else {}
     server = {event.round: _mean(_scored(event.body).values(k)) for event in events if event.kind == "server_scores"}
-    return Arm(records, last, _taught(events), costs, server)
+    return Arm(records, last, _taught(events), costs, server, selections(events))
 
 
 def _record(

@@ -38,9 +38,21 @@ def _measured(summary: Row) -> list[str]:
         *_table(_byte_columns(summary), costs),
         *("", "Work; exchange updates are optimiser steps on what others gave (`fedavg` has own data only):", ""),
         *_table(_work_columns(summary), costs),
+        *_teachers(arms),
         *("", *_fronts(summary), ""),
         *_reach(summary),
     ]
+
+
+def _teachers(arms: Sequence[Row]) -> list[str]:
+    """Who was chosen as a teacher of public problems, in the arms where somebody chooses."""
+    choosing = [(row["arm"], learner, shares) for row in arms for learner, shares in row["chosen"].items()]
+    sources = list(dict.fromkeys(source for _, _, shares in choosing for source in shares))
+    rows = [
+        [arm, learner, *(_or_absent(shares.get(one), _percent) for one in sources)] for arm, learner, shares in choosing
+    ]
+    said = "Of 100 public problems, those for which a learner chose each source as its teacher, because it loses less:"
+    return ["", said, "", *table(("arm", "learner", *sources), rows)] if rows else []
 
 
 def short(summary: Row) -> tuple[list[str], list[list[str]]]:

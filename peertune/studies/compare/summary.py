@@ -12,7 +12,7 @@ import numpy as np
 from peertune.report.reading import START
 from peertune.studies.costs import Costs
 from peertune.studies.paired import arms_of, compare, mean_score, over_seeds
-from peertune.studies.records import Record, Run
+from peertune.studies.records import Arm, Record, Run
 
 SHARE = 0.9  # of the best arm's final score: what every arm is asked to reach
 PAID = ("bytes", "flops")  # what a score costs
@@ -61,8 +61,19 @@ def _arm(runs: Sequence[Run], name: str, local: str | None) -> dict[str, Any]:
         "server_score": _mean(server) if server else None,
         "over_local": over and over.difference,
         "under_method": under and under.difference,
+        "chosen": _chosen(arms),
         **_costs([arm.costs[last.round] for arm, last in zip(arms, lasts, strict=True)]),
     }
+
+
+def _chosen(arms: Sequence[Arm]) -> dict[str, dict[str, float]]:
+    """Learner -> source -> the share of public problems for which it was chosen as a teacher: means over seeds."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for arm in arms:
+        for learner, chosen in arm.chosen.items():
+            for source, share in chosen.shares().items():
+                found.setdefault(learner, {}).setdefault(source, []).append(share)
+    return {learner: {one: _mean(shares) for one, shares in mine.items()} for learner, mine in found.items()}
 
 
 def _costs(found: Sequence[Costs]) -> dict[str, float | None]:
