@@ -57,7 +57,7 @@ def _check_methods(config: Config) -> None:
         try:
             if method.type == "split":
                 _check_split(config, method)
-            if method.type == "kd":
+            if method.type in ("kd", "fedmkt"):
                 _check_listed(config, method)
         except ConfigError as error:
             raise ConfigError(f"[{name}] {error}") from None
@@ -81,12 +81,14 @@ def _check_listed(config: Config, method: MethodConfig) -> None:
     """Of a position no more tokens travel than there are; of classes all do where that takes fewer bytes."""
     if isinstance(config.task, IntentTask) and config.task.output == "classes":
         return
-    for agent in config.agents:
-        tokens = _number(_described(agent.model), "vocab_size")
+    whole = method.type == "kd" and method.vocabularies != "aligned"
+    cure = "lower it, or set it to 0, which is all of them" if whole else "lower it"
+    server = [config.server] if config.server and uses_server(method) else []
+    for party in (*config.agents, *server):
+        tokens = _number(_described(party.model), "vocab_size")
         if tokens and method.top_k > tokens:
             raise ConfigError(
-                f"kd: `top_k` is {method.top_k}, but {agent.model} has {tokens} tokens; lower it, or set it to 0, "
-                "which is all of them"
+                f"{method.type}: `top_k` is {method.top_k}, but {party.model} has {tokens} tokens; {cure}"
             )
 
 

@@ -28,6 +28,7 @@ from peertune.lm.teach import expectations, with_teacher
 from peertune.methods import METHODS, Budget, FedMKT, Run
 from peertune.methods.base import Public
 from peertune.payloads import Alignment, Assessed, Lexicon, Picks, Tally, Teaching, decode, encode
+from peertune.places import check_places
 from peertune.profiles import AgentRecord
 from peertune.tasks.base import Example
 
@@ -419,6 +420,17 @@ def test_what_has_no_meaning_across_tokenizers_is_refused(
 def test_what_cannot_work_is_refused(models: dict[str, str], changes: dict[str, Any], expected: str) -> None:
     with pytest.raises((ConfigError, ValueError), match=expected):
         config(models, **changes)
+
+
+def test_no_more_tokens_are_listed_than_any_model_has(models: dict[str, str]) -> None:
+    """Also of the server, where the method has one; the tokenizers have 320, 290 and 300 tokens."""
+    aligned = {"type": "kd", "vocabularies": "aligned", "server_model": True}
+    for method in (MKT, aligned):
+        check_places(config(models, "llama", method=method | {"top_k": 300}))
+        with pytest.raises(ConfigError, match=r"`top_k` is 301, but .*opt has 300 tokens; lower it$"):
+            check_places(config(models, "llama", method=method | {"top_k": 301}))
+    with pytest.raises(ConfigError, match=r"\[fedmkt\] fedmkt: `top_k` is 291, but .*gpt2 has 290 tokens; lower it$"):
+        check_places(config(models, method=MKT | {"top_k": 291}))
 
 
 def test_what_only_models_tell_is_refused_before_a_round() -> None:
