@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -208,6 +209,13 @@ def test_equal_vocabularies_map_each_token_to_itself(rule: Rule) -> None:
         kept = [id for id, token in enumerate(vocabulary.tokens) if token and id not in vocabulary.spare]
         assert table[kept].tolist() == kept
         assert all(vocabulary.tokens[table[id]] == vocabulary.tokens[id] for id in vocabulary.spare)
+
+
+@pytest.mark.parametrize("rule", ["mined", "first_piece", "exact"])
+def test_total_is_a_token_like_any_other(rule: Rule) -> None:
+    """The authors' code overwrites its entry by the size of the vocabulary."""
+    for source, target in pairwise(map(of_bundled, ("gpt2", "bloom", "gpt_neox", "llama", "gpt2"))):
+        assert vocabulary_map(source, target, rule)[source.tokens.index(b"total")] == target.tokens.index(b"total")
 
 
 def test_the_order_in_which_a_tokenizer_lists_its_tokens_changes_nothing() -> None:

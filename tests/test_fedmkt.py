@@ -353,6 +353,21 @@ def test_several_teach_in_proportion(make_group: Make) -> None:
         assert sums.max() == pytest.approx(1) and sums[0] == pytest.approx(1)
 
 
+def test_sorted_probabilities_are_taught_as_their_source_has_them(make_group: Make) -> None:
+    """`loss: uld` needs positions alone: no entry is lost to a map of tokens, however few have a counterpart."""
+    group = make_group(loss="uld", kd_weight=1.0, rule="exact")
+    server, which = group.cast[SERVER], Picks((0, 1, 2, 3))
+    losses = [row.body["value"] for row in group.rows if row.body.get("name") == "exchange_loss"]
+    assert len(losses) == 2 and all(0 < loss <= 2 for loss in losses)  # sum |p - q|; a0 has nobody to learn from
+    assert not group.failures()
+    server.hear(1, which, group.cast["a0"].assess(which, 8, 1.0, 16), Alignment("exact"))
+    heard, problems = server._teachers.take(), server._teachers.read(examples(FACTS))
+    items, _ = lesson(server._teachers.assess(problems, 8), heard, problems, Teaching(1.0, 1, loss="uld"))
+    sent = heard[1].known.logp[heard[1].rows]
+    np.testing.assert_array_equal(np.concatenate([item.teacher.logp.numpy() for item in items]), sent)
+    assert np.isfinite(sent).all() and (np.diff(sent, axis=1) <= 0).all()  # the most probable first, as ranks need it
+
+
 def test_all_teach_alike_beside_own_data(make_group: Make) -> None:
     """KD across tokenizers: whoever knows a problem teaches it, well or not, and no answer is learnt as such."""
     group = make_group(mode="mean", beside="own")
