@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from toy import NAMES, PATH_HERE, Spec, ToyAgent
+from toy import NAMES, PATH_HERE, Spec, ToyAgent, described
 from toy_sites import SESSION, line
 
 from peertune.engines.base import Engine, Resident
@@ -29,7 +29,7 @@ class Held(ToyAgent):
 
 def build(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], list[dict[str, Any]]]:
     folder = Path(msgspec.msgpack.decode(raw, type=Spec).folder)
-    return {name: Held(name, folder) for name in names}, [{"name": name} for name in names]
+    return {name: Held(name, folder) for name in names}, [described(name) for name in names]
 
 
 class Yard:

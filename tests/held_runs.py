@@ -4,28 +4,22 @@ import os
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from toy_sites import SESSION, line
+from wrapped import Wrapped, wrapping
 
-from peertune.assemble import Spec, build_agents
+from peertune.assemble import build_agents
 from peertune.config.schema import Config
-from peertune.engines.base import Resident
+from peertune.deploy.home import BUILDER, Plan
 from peertune.engines.flare import FlareEngine
 from peertune.engines.site import Home, Site
 from peertune.ledger import COORDINATOR
 from peertune.payloads import Payload
 
 
-class Gated:
+class Gated(Wrapped):
     """An agent of a true run, held in the same way in the folder GATES."""
-
-    def __init__(self, agent: Resident) -> None:
-        self._agent = agent
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._agent, name)
 
     def call(self, verb: str, args: list[Payload]) -> Payload | None:
         while (Path(os.environ["GATES"]) / f"{self._agent.name}.{verb}").exists():
@@ -33,14 +27,11 @@ class Gated:
         return self._agent.call(verb, args)
 
 
-def build_true(raw: bytes, names: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    agents, facts = build_agents(raw, names)
-    return {name: Gated(agent) for name, agent in agents.items()}, facts
+build_true = wrapping(build_agents, Gated)
 
 
 def true_sites(config: Config, folder: Path, cut: set[str]) -> FlareEngine:
     """The agents of a true run at sites, and who cannot be reached at the moment."""
-    raw = msgspec.json.encode(Spec(config.model_dump_json(), str(folder)))
     sites: dict[str, Site] = {}
 
     def reach(name: str) -> Site:
@@ -49,9 +40,10 @@ def true_sites(config: Config, folder: Path, cut: set[str]) -> FlareEngine:
         return sites[name]
 
     names = list(config.parties())
-    for name in names:
+    for name, party in config.parties().items():
+        plan = msgspec.json.encode(Plan(config.model_dump_json(), str(folder), party.model))
         others = {other: line(partial(reach, other), name) for other in names if other != name}
-        sites[name] = Site(Home(name, "peertune.assemble:build_agents", raw), SESSION, others, patience=0.5)
+        sites[name] = Site(Home(name, BUILDER, plan), SESSION, others, patience=0.5)
 
     class Sites(FlareEngine):
         def close(self) -> None:

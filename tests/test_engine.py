@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import toy
-from toy import NAMES, PATH_HERE, fault
+from toy import NAMES, PATH_HERE, described, fault
 
 from peertune.engines.process import Process
 from peertune.engines.worker import Start, Started
@@ -82,7 +82,7 @@ def test_ctrl_c_does_not_reach_a_worker_that_is_still_loading(tmp_path: Path) ->
     (pid,) = _children() - before
     os.kill(pid, signal.SIGINT)
     process.send(Start("toy:build", msgspec.msgpack.encode(toy.Spec(str(tmp_path))), ["a0"]))
-    assert process.receive() == Started([{"name": "a0"}])
+    assert process.receive() == Started([described("a0")])
     process.stop()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from toy import NAMES, fault
+from toy import NAMES, described, fault
 from toy_sites import SESSION, Village
 
 from peertune.engines import post
@@ -85,7 +85,7 @@ def test_an_agent_hands_out_answers_while_it_works(tmp_path: Path, villages: Sta
     ("spec", "kind"), [({"refusal": "no model at /nowhere"}, ConfigError), ({"crash": "1"}, PeertuneError)]
 )
 def test_agents_that_cannot_be_built(tmp_path: Path, villages: Start, spec: dict[str, str], kind: type) -> None:
-    with pytest.raises(kind, match=r"^no model at /nowhere$|^the process of a1 ended while it loaded"):
+    with pytest.raises(kind, match=r"^a1: (no model at /nowhere$|its process ended while it loaded)"):
         villages(tmp_path, **spec)
 
 
@@ -141,6 +141,14 @@ DEEP = b"\x82\xa4type\xa6Submit\xa4more" + b"\x91" * 100_000
 def test_bytes_that_are_no_question_are_refused(village: Village, raw: bytes) -> None:
     answer = msgspec.msgpack.decode(village.sites["a0"].answer(COORDINATOR, "submit", raw), type=post.Answer)
     assert isinstance(answer, Refused) and "not a valid message" in answer.message
+
+
+@pytest.mark.parametrize("round", [-1, 1 << 32, 1 << 63])
+def test_rounds_are_bounded(village: Village, round: int) -> None:
+    for message in (post.Submit(SESSION, round, []), post.Clear(SESSION, round), post.Drain(SESSION, round)):
+        answer = question(village, COORDINATOR, message)
+        assert isinstance(answer, Refused) and "not a valid message" in answer.message
+    assert question(village, COORDINATOR, post.Drain(SESSION, 0)) == post.Drained([], False)
 
 
 def test_a_call_that_arrives_twice_runs_once(village: Village, tmp_path: Path) -> None:
@@ -289,10 +297,42 @@ def test_a_site_speaks_for_its_own_calls_only(village: Village) -> None:
     assert not any(row in LIES for row in log.rows)
 
 
+NO_FACTS: list[list[dict[str, Any]]] = [
+    [],
+    [{"name": "a0"}],
+    [described("a1")],
+    [described("a0"), described("a0")],
+    [described("a0") | {"note": "x"}],
+    [described("a0") | {"model": "x" * 5000}],
+    [described("a0") | {"family": "two\nlines"}],
+    [described("a0") | {"fingerprint": 1}],
+    [described("a0") | {"train": -1}],
+    [described("a0") | {"parameters": 1 << 60}],
+    [described("a0") | {"scale": math.nan}],
+    [described("a0") | {"histogram": [math.inf]}],
+    [described("a0") | {"histogram": [0.0] * 100}],
+]
+
+
+def describing(answer: Started | Refused) -> FlareEngine:
+    """An engine whose one site, of a0, answers so whatever it is asked."""
+    return FlareEngine({"a0": lambda verb, raw, seconds: msgspec.msgpack.encode(answer)}, SESSION)
+
+
 def test_a_site_describes_its_own_agent() -> None:
-    answer = msgspec.msgpack.encode(Started([{"name": "a1"}]))
-    with pytest.raises(PeertuneError, match="the site of a0 does not describe its agent"):
-        FlareEngine({"a0": lambda verb, raw, seconds: answer}, SESSION)
+    engine = describing(Started([described("a0")]))
+    assert engine.facts == [described("a0")]
+    engine.close()
+    for facts in NO_FACTS:
+        with pytest.raises(PeertuneError, match="^the site of a0 does not describe its agent$"):
+            describing(Started(facts))
+
+
+def test_what_a_site_says_of_its_refusal_is_bounded() -> None:
+    for code, kind in ((1, PeertuneError), (2, ConfigError)):
+        with pytest.raises(kind, match="^a0: xxx") as caught:
+            describing(Refused("x" * (1 << 20), code))
+        assert len(str(caught.value)) < 1 << 15
 
 
 # The seal

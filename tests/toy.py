@@ -237,6 +237,14 @@ def fault(name: str) -> Picks:
     return Picks((FIRST_FAULT + list(FAULTS).index(name),))
 
 
+def described(name: str) -> dict[str, Any]:
+    """The facts of a toy agent."""
+    words = ("model", "fingerprint", "adapter", "family", "vocabulary", "data", "isolation")
+    counts = ("layers", "parameters", "trainable", "train", "validation", "test", "truncated", "chats")
+    facts = {**dict.fromkeys(words, "toy"), **dict.fromkeys(counts, 0)}
+    return {"name": name, **facts, "rank": 1, "scale": 1.0, "histogram": [1.0]}
+
+
 def build(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], list[dict[str, Any]]]:
     """The builder. Raises `ConfigError` if the spec wants a refusal, and something worse if it wants a crash."""
     spec = msgspec.msgpack.decode(raw, type=Spec)
@@ -244,7 +252,7 @@ def build(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], list[dict[
         raise ConfigError(spec.refusal)
     if spec.crash and "a1" in names:
         os._exit(1)
-    return {name: ToyAgent(name, Path(spec.folder)) for name in names}, [{"name": name} for name in names]
+    return {name: ToyAgent(name, Path(spec.folder)) for name in names}, [described(name) for name in names]
 
 
 def grouped(workers: int) -> list[list[str]]:

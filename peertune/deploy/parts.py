@@ -58,7 +58,7 @@ class FlareSite(Participant):
             check_versions(self.versions)
             site = Site(self._home(), self.session(), self.lines(), self._seal())
         except Exception as error:  # the coordinator shall hear of it
-            refusal = msgspec.msgpack.encode(refused(collab.site_name, "begin", error))
+            refusal = msgspec.msgpack.encode(refused("the start", error))
             self._reply, self._close = lambda caller, verb, message: refusal, lambda: None
         else:
             self._reply, self._close = site.answer, site.close

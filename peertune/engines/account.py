@@ -1,7 +1,7 @@
-"""What a site may say of its calls for the ledger: it could be anybody's software, and the ledger is the run's."""
+"""What a site may say of its agent and its calls: it could be anybody's software, and the ledger is the run's."""
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -10,7 +10,34 @@ from peertune.engines.base import METRICS, Entry, Ref, failure_row
 from peertune.engines.worker import Done
 from peertune.errors import AgentError
 
-Text = Annotated[str, Meta(max_length=1 << 14)]
+MOST = 1 << 14  # characters of a text
+Text = Annotated[str, Meta(max_length=MOST)]
+Word = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,4096}\Z")]  # the longest is the path of a model
+Count = Annotated[int, Meta(ge=0, le=1 << 48)]
+
+
+class _Facts(msgspec.Struct, forbid_unknown_fields=True):
+    """What `assemble` says of an agent, without what is for its owner only."""
+
+    name: Word
+    model: Word
+    fingerprint: Word
+    adapter: Word
+    rank: Annotated[int, Meta(ge=1, le=1 << 16)]
+    scale: float
+    family: Word
+    layers: Annotated[int, Meta(ge=0, le=1 << 16)]
+    vocabulary: Word
+    parameters: Count
+    trainable: Count
+    train: Count
+    validation: Count
+    test: Count
+    truncated: Count
+    chats: Count
+    data: Word
+    histogram: Annotated[list[float], Meta(max_length=64)]
+    isolation: Word
 
 
 class _Transfer(msgspec.Struct, forbid_unknown_fields=True):
@@ -33,6 +60,15 @@ class _Failure(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _BODIES = {"transfer": _Transfer, "metric": _Metric, "failure": _Failure}
+
+
+def describes(name: str, found: list[dict[str, Any]]) -> bool:
+    """Are these facts of the agent `name` and nobody else, as an agent has them?"""
+    try:
+        (facts,) = msgspec.convert(found, list[_Facts])
+    except ValueError:  # of another type, or not one
+        return False
+    return facts.name == name and all(map(math.isfinite, (facts.scale, *facts.histogram)))
 
 
 def checked(ref: Ref, done: Done) -> Done:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from peertune.engines.account import checked
+from peertune.engines.account import MOST, checked, describes
 from peertune.engines.base import Argument, Barrier, Engine, Ref, failure_row, fields_of, timing
 from peertune.engines.local import Listener
 from peertune.engines.post import (
@@ -150,11 +150,12 @@ class FlareEngine(Engine):
     def _describe(self, name: str) -> list[dict[str, Any]]:
         """What the site says of its agent. Raises what it would have raised here."""
         answer = self._ask(name, Get(self._session, 0, Ref(name, FACTS, "facts")))
-        if isinstance(answer, Started) and [facts.get("name") for facts in answer.facts] == [name]:
+        if isinstance(answer, Started) and describes(name, answer.facts):
             return answer.facts
+        cause = self._visits[name].unreachable or f"the site of {name} does not describe its agent"
         if isinstance(answer, Refused) and answer.exit_code == ConfigError.exit_code:
-            raise ConfigError(answer.message)
-        raise PeertuneError(self._visits[name].unreachable or f"the site of {name} does not describe its agent")
+            raise ConfigError(cause)
+        raise PeertuneError(cause)
 
     # Arguments and batches.
 
@@ -237,7 +238,7 @@ class FlareEngine(Engine):
             self._silent.add(name)
             return None
         if isinstance(answer, Refused):
-            visit.unreachable = answer.message
+            visit.unreachable = f"{name}: {answer.message[:MOST]}"
         return answer
 
 

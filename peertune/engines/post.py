@@ -7,9 +7,10 @@ call has its number. Whatever arrives twice is therefore known to be the same.
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from peertune.engines.base import Argument, Ref
 from peertune.engines.receipts import Receipts
@@ -22,6 +23,7 @@ TRANSIT = (30.0, 60.0, 120.0, 240.0)  # seconds that question and answer may be 
 BEAT = 15.0  # seconds that a sign of life may take
 PAUSES = (0.2, 5.0)  # seconds between attempts, the first and the longest
 LARGEST = 1 << 32  # bytes of one message
+Round = Annotated[int, Meta(ge=0, lt=1 << 32)]
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -35,7 +37,7 @@ class Submit(msgspec.Struct, tag=True):
     """Run these calls, in this order, after all that came before."""
 
     session: str
-    round: int
+    round: Round
     orders: list[Order]
 
 
@@ -43,7 +45,7 @@ class Get(msgspec.Struct, tag=True, omit_defaults=True):
     """The answer of a call, for whoever asks; `wait` seconds for it. `look`: only if it is there."""
 
     session: str
-    round: int
+    round: Round
     ref: Ref
     wait: float = LONGEST
     look: bool = False
@@ -53,7 +55,7 @@ class Drain(msgspec.Struct, tag=True):
     """What happened in the round, as soon as all its calls have run; `wait` seconds for it."""
 
     session: str
-    round: int
+    round: Round
     wait: float = LONGEST
 
 
@@ -61,7 +63,7 @@ class Clear(msgspec.Struct, tag=True, omit_defaults=True):
     """The round has ended everywhere: drop its answers. `receipts`: of others for what they opened, by who signed."""
 
     session: str
-    round: int
+    round: Round
     receipts: Receipts = []
 
 

@@ -76,7 +76,7 @@ class Site:
         try:
             answer = self._answer(caller, verb, raw)
         except Exception as error:
-            answer = refused(self._home.name, verb, error)
+            answer = refused(verb, error)
         return msgspec.msgpack.encode(answer)
 
     def close(self) -> None:
@@ -218,7 +218,7 @@ class Site:
         try:
             began = self._child.ask(Start(home.builder, home.spec, [home.name]))
         except EOFError:
-            began = Refused(f"the process of {home.name} ended while it loaded its models (out of memory?)", 1)
+            began = Refused("its process ended while it loaded its models (out of memory?)", 1)
         assert not isinstance(began, Done)
         with self._changed:
             self._began = began

@@ -56,14 +56,14 @@ class Refused(msgspec.Struct, tag=True):
     exit_code: int
 
 
-def refused(name: str, verb: str, error: Exception) -> Refused:
-    """What others are told when `name` could not do `verb`: one line without anybody's text. Where an unforeseen error
-    happened is printed, here.
+def refused(what: str, error: Exception) -> Refused:
+    """What others are told when `what` could not be done: one line. The text of an unforeseen error may quote private
+    data, so of that only where it happened is printed, here.
     """
     if isinstance(error, PeertuneError):
-        return Refused(f"{name}: {error}", error.exit_code)
+        return Refused(str(error), error.exit_code)
     traceback.print_tb(error.__traceback__)
-    return Refused(f"{name}: {verb} failed ({type(error).__name__})", 1)
+    return Refused(f"{what} failed ({type(error).__name__})", 1)
 
 
 class Done(msgspec.Struct, tag=True):
@@ -117,11 +117,8 @@ class Server:
     def _start(self, message: Start) -> Started | Refused:
         try:
             agents, facts = load_builder(message.builder)(message.spec, message.names)
-        except PeertuneError as error:
-            return Refused(str(error), error.exit_code)
-        except Exception as error:  # its text may quote private data: only where it happened is printed
-            traceback.print_tb(error.__traceback__)
-            return Refused(f"the agents {', '.join(message.names)} cannot be built ({type(error).__name__})", 1)
+        except Exception as error:
+            return refused(f"building {', '.join(message.names)}", error)
         self._host = Host(agents)
         return Started(facts)
 
