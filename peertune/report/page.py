@@ -28,6 +28,7 @@ from peertune.report.reading import (
 from peertune.report.results import metrics_table, results_table
 from peertune.report.selection import selection_table
 from peertune.report.style import CSS
+from peertune.report.table import counted
 from peertune.report.tables import (
     agents_table,
     aggregation_table,
@@ -109,10 +110,10 @@ _NO_EXCHANGES = paragraph("This run has no exchanges.", "note")
 
 def _headline(ledger: Ledger) -> str:
     body = run_body(ledger)
-    config, count = body["config"], len(body["agents"])
-    agents = "1 agent" if count == 1 else f"{count} agents"
+    config, agents = body["config"], counted(len(body["agents"]), "agent")
     ran = ", ".join(arms(ledger)) or "none yet"
-    return f"{agents}, task {config['task']['type']}, {config['rounds']} rounds, seed {config['seed']}; arms: {ran}."
+    rounds = counted(config["rounds"], "round")
+    return f"{agents}, task {config['task']['type']}, {rounds}, seed {config['seed']}; arms: {ran}."
 
 
 def _means(ledger: Ledger) -> str:

@@ -14,6 +14,7 @@ from matplotlib.patches import FancyArrowPatch
 from peertune.ledger import Event
 from peertune.report.canvas import GREY, INK, REWARDS, WIDTH, dress, figure, label, name_agents, round_axis
 from peertune.report.plots import places
+from peertune.report.table import counted
 
 Pair = tuple[str, str]  # source, receiver
 
@@ -45,7 +46,7 @@ def pairing_graph(pairs: Sequence[Event], agents: Sequence[str], title: str, sca
     axes.set_ylim(-1.3, 1.3)
     axes.set_aspect("equal")
     axes.set_axis_off()
-    _reward_bar(picture, axes, scale, f"mean reward (widest arrow: {_times(most)})")
+    _reward_bar(picture, axes, scale, f"mean reward (widest arrow: {counted(most, 'exchange')})")
     return picture
 
 
@@ -121,7 +122,3 @@ def _reward_bar(picture: Figure, axes: Axes, scale: TwoSlopeNorm, text: str) -> 
     bar.ax.tick_params(labelsize=10, colors=INK, color=GREY)
     bar.ax.locator_params(axis="x", nbins=5)
     bar.outline.set_visible(False)
-
-
-def _times(count: int) -> str:
-    return "1 exchange" if count == 1 else f"{count} exchanges"

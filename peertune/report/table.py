@@ -1,8 +1,13 @@
-"""One table of the report."""
+"""One table of the report, and words for its cells."""
 
 from dataclasses import dataclass
 
 ABSENT = "–"
+
+
+def counted(number: int, what: str) -> str:
+    """1 seed, 2 seeds ..."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 @dataclass(frozen=True, slots=True)

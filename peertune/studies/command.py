@@ -85,8 +85,8 @@ def _show(files: Sequence[Path]) -> None:
 
 
 def _show_short(files: Sequence[Path]) -> None:
+    from peertune.report.table import counted
     from peertune.studies.compare.page import short, unaudited
-    from peertune.studies.markdown import counted
 
     summary = json.loads(files[0].read_text(encoding="utf-8"))
     for name, why in summary["left_out"].items():

@@ -27,8 +27,3 @@ def flop_unit(count: float) -> tuple[float, str]:
     """The largest unit that `count` has one of: its size, and its name."""
     place = next((place for place in range(5, 0, -1) if count >= 1000**place), 0)
     return 1000.0**place, ("", "k", "M", "G", "T", "P")[place] + "FLOP"
-
-
-def counted(number: int, what: str) -> str:
-    """1 seed, 2 seeds ..."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from peertune.report.reading import readable_bytes
-from peertune.report.table import ABSENT
-from peertune.studies.markdown import counted, points, readable_flops, table
+from peertune.report.table import ABSENT, counted
+from peertune.studies.markdown import points, readable_flops, table
 
 RECOVERED = (
     "Text recovered: of 100 tokens of the public test, those that the better of two simple attackers reads off the "

@@ -9,9 +9,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from peertune.report.canvas import GREY, INK, PAPER, dress, label, round_axis
+from peertune.report.table import counted
 from peertune.studies.compare.summary import PAID
 from peertune.studies.drawing import byte_axis, canvas, line, rows_of, style
-from peertune.studies.markdown import counted, flop_unit
+from peertune.studies.markdown import flop_unit
 
 Row = Mapping[str, Any]
 NAME = 24  # characters of an arm's name
