@@ -54,7 +54,8 @@ def flora(updates: Sequence[Update]) -> Aggregate:
 
 
 def flexlora(updates: Sequence[Update]) -> Aggregate:
-    """FlexLoRA (arXiv:2402.11505): the best approximation of the sum by the greatest rank that came.
+    """FlexLoRA (arXiv:2402.11505): the best approximation of the sum by the greatest rank that came, by QR of the
+    stacked factors and the SVD of a small core (HLoRA, arXiv:2503.00813), never an [m, n] matrix.
 
     `for_rank` then gives each client the best one of its rank. There are fewer rows where the sum has a lower rank.
     """
