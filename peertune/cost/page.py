@@ -8,8 +8,8 @@ from peertune.cost.crossovers import crossovers
 from peertune.cost.estimate import Estimate
 from peertune.cost.plan import Plan
 from peertune.report.reading import readable_bytes
-from peertune.report.table import ABSENT
-from peertune.studies.markdown import counted, readable_flops
+from peertune.report.table import ABSENT, counted
+from peertune.studies.markdown import readable_flops
 
 Link = tuple[float, float]  # bits a second, and seconds of a round trip
 Row = Mapping[str, Any]
