@@ -117,19 +117,23 @@ def accept(
     changed: Changed = [],  # noqa: B006
     yes: Yes = False,
 ) -> None:
-    """Take in the list of members: this kit's certificate, the keys of all others, and the configuration."""
+    """Take in the list of members, while nothing runs from the kit: its certificate, all others' keys, the
+    configuration.
+    """
     _check_installed()
     from peertune.deploy.members import examine, take
+    from peertune.deploy.start import alone
     from peertune.deploy.trust import confirm
 
     offer = examine(kit, members, changed)
-    for line in offer.changes:
-        typer.echo(f"changes: {line}")
-    agreed = _compare(kit, offer.seen, yes)
-    take(offer)
-    if agreed:
-        confirm(kit, offer.seen)
-    typer.echo(f"{kit} is up to date; what runs from it takes it up when it is started again")
+    with alone(kit):
+        for line in offer.changes:
+            typer.echo(f"changes: {line}")
+        agreed = _compare(kit, offer.seen, yes)
+        take(offer)
+        if agreed:
+            confirm(kit, offer.seen)
+    typer.echo(f"{kit} is up to date")
 
 
 def coordinator(kit: Kit, yes: Yes = False) -> None:
@@ -153,10 +157,12 @@ def join(
     _check_installed()
     from peertune.deploy.home import settle
     from peertune.deploy.kit import is_server
+    from peertune.deploy.start import alone
 
     if is_server(kit):
         raise ConfigError(f"{kit} is the coordinator's kit; start it with `peertune coordinator {kit}`")
-    settle(kit, model=model, data=data, runs=runs)
+    with alone(kit):
+        settle(kit, model=model, data=data, runs=runs)
     _keep_running(kit, yes)
 
 
@@ -233,17 +239,19 @@ def _tell_list(path: Path) -> None:
 
 
 def _tell_request(kit: Path, request: "Request") -> None:
-    from peertune.deploy.documents import config_of, write_document
+    from peertune.deploy.documents import config_of, is_site, write_document
     from peertune.deploy.home import digest
-    from peertune.deploy.trust import SHOWN, decoded, invitation_of
+    from peertune.deploy.request import newest_public
+    from peertune.deploy.trust import invitation_of, read_out
+    from peertune.guard.keys import grouped
 
-    path = kit.with_name(f"{request.party}.request")
+    path, party = kit.with_name(f"{request.party}.request"), request.party
     write_document(path, request)
     typer.echo(f"authority        {request.authority}")
-    typer.echo(f"configuration    {digest(config_of(invitation_of(kit).config))[:SHOWN]}")
+    typer.echo(f"configuration    {grouped(digest(config_of(invitation_of(kit).config)))}")
     typer.echo(f"{path} written: send it to the organiser")
-    if request.card:
-        typer.echo(f"own keys         {decoded(request.party, request.card).fingerprint}: read it out to all")
+    listeners = "to all" if is_site(party) else "to the organiser"
+    typer.echo(f"own keys         {read_out(party, newest_public(kit, party), request.card)}: read it out {listeners}")
 
 
 def _keep_running(kit: Path, yes: bool) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 import time
 from datetime import datetime, timedelta, tzinfo
@@ -23,6 +24,7 @@ from peertune.deploy import certificates, documents
 from peertune.deploy.documents import Invitation, Request, Signed, read_document
 from peertune.deploy.home import read_settings
 from peertune.deploy.sealing import KEYS, pinned, seal_of
+from peertune.deploy.start import LOCK, alone
 from peertune.deploy.trust import facts_of
 from peertune.errors import ChangedKeyError, ConfigError, PeertuneError
 
@@ -419,6 +421,38 @@ def test_new_keys_are_taken_by_who_was_told_of_them(after: Apart) -> None:
     assert not set(old) & set(new)
     clinic, lab = (seal_of(after.kit(name), "run/1") for name in ("clinic", "lab"))
     assert lab.open("clinic", 1, clinic.close("lab", 1, b"text", call=7), call=7) == b"text"
+
+
+@pytest.mark.parametrize("name", ["coordinator", "submitter"])
+def test_new_keys_of_who_seals_nothing_are_compared_too(name: str, after: Apart) -> None:
+    said = ok("renew", after.kit(name), "--keys")
+    request = after.kit(name).with_name(f"{name}.request")
+    (own,) = re.findall(r"own keys +([0-9a-f ]{79}): read it out to the organiser", said)
+    assert own in refused("approve", request, "--kits", after.kits, "--yes", kind=ChangedKeyError)
+    words = ("approve", request, "--kits", after.kits, "--changed", name)
+    listed = after.list.read_bytes()
+    assert peertune(*words, answer="n\n").exit_code == 1 and after.list.read_bytes() == listed
+    said = ok(*words, answer="y\n")
+    assert re.search(rf"{name} +changed +{own}", said) and "Does every one" in said
+    after.accept(name)
+    assert not (after.kit(name) / "pending").exists()
+
+
+def test_a_list_is_taken_in_while_nothing_runs_from_the_kit(after: Apart) -> None:
+    kit = after.kit("lab")
+    after.reconfigure(study(rounds=3))
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in kit.rglob("*") if path.is_file()}
+
+    (kit / LOCK).touch()
+    before = files()
+    with alone(kit):
+        for words in (("accept", kit, after.list), ("join", kit, "--data", after.list)):
+            assert f"{kit} is running already; stop that first" in refused(*words, "--yes")
+    assert files() == before
+    after.accept("lab")
+    assert files() != before
 
 
 def test_a_site_that_lost_its_kit_makes_another(after: Apart) -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import re
 import shutil
 import socket
 import ssl
@@ -165,6 +166,28 @@ def test_a_certificate_that_is_not_in_order(damage: str, parties: Apart, lab: Pa
     expected = {"gone": "No such file", "another key": "not for the private key", "nonsense": "is no certificate"}
     (found,) = [found for name, found in wrong(lab).items() if name == "Certificate"]
     assert expected[damage] in found
+
+
+@pytest.mark.parametrize("name", ["lab", "coordinator", "submitter"])
+def test_a_private_key_that_is_gone(name: str, parties: Apart) -> None:
+    kit = parties.kit(name)
+    key = kit / "startup" / ("server.key" if name == "coordinator" else "client.key")
+    key.unlink()
+    missing = f"the private key {key} cannot be read (No such file or directory)"
+    found = table(kit)
+    assert found["Certificate"].found == missing and f"peertune renew {kit} --keys" in found["Certificate"].fix
+    if name != "coordinator":
+        assert found["Coordinator"].found.endswith(f" cannot be asked: {missing}")
+        assert found["Coordinator"].fix == found["Certificate"].fix
+    with pytest.raises(ConfigError, match=re.escape(f"{kit}: certificate: {missing}; restore the kit from a backup")):
+        preflight.check_start(kit)
+
+
+def test_configurations_are_compared_whole(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in the digits that nobody reads."""
+    digests = iter(["a" * 64, "a" * 63 + "b"])
+    monkeypatch.setattr(preflight, "digest", lambda config: next(digests))
+    assert list(wrong(lab)) == ["Configuration"]
 
 
 def test_a_clock_that_is_behind(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:

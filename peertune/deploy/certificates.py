@@ -14,6 +14,7 @@ from cryptography.x509.verification import VerificationError
 from nvflare.lighter import utils as flare
 
 from peertune.errors import ConfigError
+from peertune.guard.keys import grouped
 
 DAYS = 360  # a certificate is valid
 AUTHORITY_DAYS = 5 * 365
@@ -161,8 +162,13 @@ def common_name(name: x509.Name) -> str:
 
 def fingerprint(pem: str, what: str) -> str:
     """SHA-256 of a certificate, as two people read it to each other. Raises `ConfigError`."""
-    digest = hashlib.sha256(read_certificate(pem, what).public_bytes(serialization.Encoding.DER)).hexdigest().upper()
-    return ":".join(digest[place : place + 4] for place in range(0, len(digest), 4))
+    return grouped(hashlib.sha256(read_certificate(pem, what).public_bytes(serialization.Encoding.DER)).hexdigest())
+
+
+def key_fingerprint(key: rsa.RSAPublicKey) -> str:
+    """SHA-256 of a public key, as two people read it to each other."""
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return grouped(hashlib.sha256(key.public_bytes(serialization.Encoding.DER, form)).hexdigest())
 
 
 def _pem(certificate: x509.Certificate) -> str:

@@ -13,6 +13,7 @@ from peertune.config.asynchrony import patience_among
 from peertune.config.schema import Config
 from peertune.engines.site import Home
 from peertune.errors import ConfigError
+from peertune.guard.keys import grouped
 
 FILE = "peertune.json"  # in the folder `local` of a kit
 BUILDER = "peertune.deploy.build:build"  # the only one there is: no message can name another
@@ -71,7 +72,7 @@ def agreed(settings: Settings, wanted: str) -> Config:
     config = Config.model_validate_json(settings.config)
     if digest(config) != wanted:
         raise ConfigError(
-            f"this run has configuration {wanted[:12]}, the kit was made for {digest(config)[:12]}; "
+            f"this run has configuration {grouped(wanted)}, the kit was made for {grouped(digest(config))}; "
             "agree on one, and let every party join with it"
         )
     return config

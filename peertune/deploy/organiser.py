@@ -35,7 +35,7 @@ from peertune.deploy.job import installed
 from peertune.deploy.members import examine, take
 from peertune.deploy.request import ROOT, begin
 from peertune.deploy.skeleton import identity
-from peertune.deploy.trust import SCOPE, decoded
+from peertune.deploy.trust import SCOPE, decoded, read_out
 from peertune.errors import ChangedKeyError, ConfigError
 from peertune.guard.store import private_folder, write_private
 from peertune.ledger import COORDINATOR
@@ -64,8 +64,8 @@ class Asked:
 
     @property
     def fingerprint(self) -> str:
-        """What the party reads out; empty for who seals nothing."""
-        return decoded(self.party, self.card).fingerprint if self.card else ""
+        """What the party reads out."""
+        return read_out(self.party, self.key, self.card)
 
 
 class Organiser:
@@ -181,7 +181,7 @@ class Organiser:
             if each.news == "changed" and each.party not in changed:
                 raise ChangedKeyError(
                     f"{each.party} has other keys than those that were approved before; if {each.party} has made new "
-                    f"ones and reads out {each.fingerprint or 'that it has'}, add `--changed {each.party}`"
+                    f"ones and reads out {each.fingerprint}, add `--changed {each.party}`"
                 )
         if len({each.party for each in asked}) < len(asked):
             raise ConfigError("two requests are of the same party; name the newer one only")

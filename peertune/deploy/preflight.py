@@ -19,10 +19,11 @@ from peertune.deploy.request import PENDING, present_keys, role
 from peertune.deploy.sealing import KEYS, pinned
 from peertune.deploy.skeleton import identity
 from peertune.deploy.start import is_running
-from peertune.deploy.trust import SHOWN, invitation_of, members_of
+from peertune.deploy.trust import invitation_of, members_of
 from peertune.doctor import Check, device, disk
 from peertune.errors import ConfigError
 from peertune.guard import Identity
+from peertune.guard.keys import grouped
 from peertune.ledger import COORDINATOR
 
 WARNING = 30  # days before a certificate expires
@@ -83,6 +84,8 @@ def check_start(folder: Path) -> None:
     if members_of(folder) is None:
         raise _wrong(folder, _waiting(kit))
     certificates.check_issued(kit.own_certificate, kit.authority, identity(kit.invitation.project, kit.party).name)
+    if check := _unpaired(kit):
+        raise _wrong(folder, check)
     if kit.party == COORDINATOR:
         check = _port(kit)
     else:
@@ -134,7 +137,9 @@ def _port(kit: Kit) -> Check:
 
 def _way(kit: Kit) -> Check:
     """To the coordinator: a whole handshake, so that nothing in between has opened it."""
-    place = kit.place
+    place, unpaired = kit.place, _unpaired(kit)
+    if unpaired and kit.certificate.is_file():
+        return Check("Coordinator", f"{place} cannot be asked: {unpaired.found}", unpaired.fix)
     try:
         answered = _greet(kit)
     except ssl.SSLError as error:
@@ -177,12 +182,22 @@ def _authority(kit: Kit) -> Check:
     return _dated("Authority", kit.authority, "found a new federation: no certificate outlives its authority's")
 
 
+def _unpaired(kit: Kit) -> Check | None:
+    """Why the certificate and the private key beside it cannot be used."""
+    fix = f"restore the kit from a backup, or `peertune renew {kit.folder} --keys` and let the organiser approve it"
+    try:
+        fits = certificates.fits(kit.own_certificate, certificates.read_key(present_keys(kit.folder, kit.party)[0]))
+    except ConfigError as error:
+        return Check("Certificate", str(error), fix)
+    return None if fits else Check("Certificate", "is not for the private key beside it", fix)
+
+
 def _certificate(kit: Kit) -> Check:
+    if unpaired := _unpaired(kit):
+        return unpaired
     fix = f"`peertune renew {kit.folder}`, let the organiser approve it, and `peertune accept` what comes back"
     try:
         own = kit.own_certificate
-        if not certificates.fits(own, certificates.read_key(present_keys(kit.folder, kit.party)[0])):
-            return Check("Certificate", "is not for the private key beside it", fix)
         certificates.check_issued(own, kit.authority, identity(kit.invitation.project, kit.party).name)
     except ConfigError as error:
         return Check("Certificate", str(error), fix)
@@ -230,7 +245,7 @@ def _versions(members: Members) -> Check:
 
 
 def _configuration(kit: Kit, members: Members) -> Check:
-    agreed, own = (digest(config)[:SHOWN] for config in (config_of(members.config), _config(kit)))
+    agreed, own = (grouped(digest(config)) for config in (config_of(members.config), _config(kit)))
     if own != agreed:
         return Check("Configuration", f"{own}, the list of members has {agreed}", ACCEPT)
     return Check("Configuration", own)

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from peertune.deploy import certificates
 from peertune.deploy.documents import SUBMITTER, Invitation, Request, config_of, is_site
@@ -68,6 +69,11 @@ def newest_keys(kit: Path, party: str) -> tuple[Path, Path]:
     waiting, present = (kit / PENDING / TLS, kit / PENDING / KEYS), present_keys(kit, party)
     tls, sealing = (new if new.exists() else old for new, old in zip(waiting, present, strict=True))
     return tls, sealing
+
+
+def newest_public(kit: Path, party: str) -> RSAPublicKey:
+    """What others see of its newest key for TLS. Raises `ConfigError`."""
+    return certificates.read_key(newest_keys(kit, party)[0]).public_key()
 
 
 def present_keys(kit: Path, party: str) -> tuple[Path, Path]:

@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from peertune.deploy.kit import harden
@@ -47,12 +47,19 @@ def keep_running(kit: Path, tell: Callable[[str], None]) -> None:
     Raises `ConfigError` if it runs already, `PeertuneError` if its process dies at once, again and again.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with alone(kit):
+        _start_again_and_again(kit, tell)
+
+
+@contextmanager
+def alone(kit: Path) -> Iterator[None]:
+    """Meanwhile nothing else runs from `kit`, nor changes it. Raises `ConfigError`."""
     with (kit / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(f"{kit} is running already; stop that first, one kit is for one process") from None
-        _start_again_and_again(kit, tell)
+        yield
 
 
 def is_running(kit: Path) -> bool:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from peertune.config.schema import Config
 from peertune.deploy import certificates
@@ -13,12 +14,12 @@ from peertune.deploy.home import digest, read_settings
 from peertune.deploy.sealing import KEYS, pinned
 from peertune.errors import ConfigError, SealError
 from peertune.guard import Card, Identity
+from peertune.guard.keys import grouped
 from peertune.guard.store import write_private
 
 INVITATION, MEMBERS = "invitation.json", "members.json"  # in the folder `local` of a kit
 CONFIRMED = "confirmed"  # there, too: the hash of what its owner has compared
 SCOPE = "peertune members 1\0"  # what the authority signs begins so
-SHOWN = 12  # digits of the hash of a configuration
 
 
 def invitation_of(kit: Path) -> Invitation:
@@ -61,11 +62,18 @@ def decoded(name: str, raw: bytes) -> Card:
     return card
 
 
+def read_out(party: str, key: RSAPublicKey, card: bytes) -> str:
+    """The fingerprint of a party's keys, which it reads out: its card's, or for who seals nothing that of its key for
+    TLS. Raises `ConfigError`.
+    """
+    return decoded(party, card).fingerprint if card else certificates.key_fingerprint(key)
+
+
 def facts(invitation: Invitation, config: Config, cards: dict[str, Card]) -> dict[str, str]:
     """What all must see alike, in words and digits."""
     return {
         "authority": certificates.fingerprint(invitation.authority, "the authority's certificate"),
-        "configuration": digest(config)[:SHOWN],
+        "configuration": grouped(digest(config)),
         **{f"keys of {name}": cards[name].fingerprint for name in sorted(cards)},
     }
 

@@ -47,7 +47,7 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def fingerprint(self) -> str:
         """160 bits of SHA-256 over name, suite and both keys, in groups of four hex digits, to be read out."""
         digits = hashlib.sha256(b"peertune card 1\0" + self.encode()).hexdigest()[:40]
-        return " ".join(digits[start : start + 4] for start in range(0, 40, 4))
+        return grouped(digits)
 
     def encode(self) -> bytes:
         """The card as it travels."""
@@ -182,6 +182,11 @@ class Identity:
                 f"a message was not sealed to the key of {self.name} ({self.card.fingerprint}), or was changed; "
                 f"compare this fingerprint with the one that the sender has pinned"
             ) from None
+
+
+def grouped(digits: str) -> str:
+    """A hash as people read it to each other: in groups of four digits."""
+    return " ".join(digits[start : start + 4] for start in range(0, len(digits), 4))
 
 
 def _suite(name: SuiteName) -> Suite:
