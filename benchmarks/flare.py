@@ -36,6 +36,9 @@ RESULT = "BENCHMARK"  # the environment variable that names the file
 NAMES = ("a0", "a1")
 MEGABYTE, MESSAGE = 1 << 18, 50 * 1024  # numbers of 4 bytes
 TIMES, STEPS = 30, 200
+WORDS = ("model", "fingerprint", "adapter", "family", "vocabulary", "data", "isolation")
+COUNTS = ("layers", "parameters", "trainable", "train", "validation", "test", "truncated", "chats")
+FACTS = {**dict.fromkeys(WORDS, "echo"), **dict.fromkeys(COUNTS, 0), "rank": 1, "scale": 1.0, "histogram": [1.0]}
 
 
 class Echo:
@@ -65,7 +68,7 @@ class Echo:
 
 
 def build(raw: bytes, names: list[str]) -> tuple[dict[str, Resident], list[dict[str, Any]]]:
-    return {name: Echo(name) for name in names}, [{"name": name} for name in names]
+    return {name: Echo(name) for name in names}, [FACTS | {"name": name} for name in names]
 
 
 class EchoSite(FlareSite):

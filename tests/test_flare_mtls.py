@@ -183,12 +183,15 @@ def test_a_killed_job_process_changes_nothing(who: str, organisations: Runs, und
     assert head == undisturbed
 
 
-def test_a_killed_site_that_comes_back_changes_nothing(organisations: Runs, undisturbed: str) -> None:
-    def disturb() -> None:
-        organisations.loopback.kill("a0")
-        organisations.loopback.start("a0")
+@pytest.mark.parametrize("who", ["a0", "coordinator"])
+def test_a_killed_party_that_comes_back_changes_nothing(who: str, organisations: Runs, undisturbed: str) -> None:
+    """All processes of its kit: FLARE's, which keeps the connection or is the server, and those of the job."""
 
-    head, told = organisations.to_its_end("killed-site", disturb)
+    def disturb() -> None:
+        organisations.loopback.kill(who)
+        organisations.loopback.start(who)
+
+    head, told = organisations.to_its_end(f"killed-party-{who}", disturb)
     assert head == undisturbed and sum("job " in line and "ended" not in line for line in told) >= 2, told
 
 
