@@ -111,6 +111,18 @@ def test_every_method_takes_classifiers(tmp_path: Path, models: dict[str, str]) 
     ledger.close()
 
 
+def test_logits_of_classes_need_no_common_tokenizer(tmp_path: Path, models: dict[str, str]) -> None:
+    """An encoder and a causal model, of two tokenizers, have one consensus and learn from it."""
+    agents = [{"model": models[name], "release": {"logits": "coordinator"}} for name in ("bert", "llama")]
+    config = config_of(tmp_path, models, agents=agents, method={"type": "kd"}, rounds=1)
+    ledger = run(tmp_path / "run", config)
+    (event,) = bodies(ledger, "knowledge", "kd")
+    assert {name: use["used"] for name, use in event["agents"].items()} == {"a0": 9, "a1": 9}
+    learnt = [body["agent"] for body in bodies(ledger, "metric", "kd") if body["name"] == "exchange_loss"]
+    assert sorted(learnt) == ["a0", "a1"] and not bodies(ledger, "failure")
+    ledger.close()
+
+
 def test_models_may_write_the_intent(tmp_path: Path, models: dict[str, str]) -> None:
     config = config_of(
         tmp_path, models, "llama llama", task={"output": "text"}, evaluation={"max_new_tokens": 4, "every": 2}
