@@ -309,6 +309,17 @@ def test_the_choice_does_not_depend_on_the_length_of_prompts(
     assert found[0] == found[1] == pytest.approx([(at + 1) / len(answer) for at, (_, answer) in enumerate(FACTS)])
 
 
+def test_what_is_claimed_is_what_the_model_loses_on_the_answers(models: dict[str, str], tmp_path: Path) -> None:
+    """Summed over all tokens of an answer and its end, no prompt among them; as the loss of training has it."""
+    one = agent(models["llama"], tmp_path, "a0")
+    one.fit(3)
+    found = one.assess(Picks((3, 0, 2, 1)), 8, 1.0, 16).assessment()
+    rows = one._teachers.read(examples([FACTS[place] for place in (3, 0, 2, 1)])).rows
+    np.testing.assert_allclose(found.nats, one._learner.losses(rows)[:, 0], rtol=1e-5)
+    assert found.known.lengths.tolist() == [row.loss_tokens for row in rows]
+    np.testing.assert_allclose(found.loss, found.nats / [len(FACTS[place][1]) for place in (3, 0, 2, 1)], rtol=1e-6)
+
+
 def test_of_one_vocabulary_and_all_tokens_it_is_plain_distillation(models: dict[str, str], tmp_path: Path) -> None:
     one, other = (agent(models["llama"], tmp_path, name) for name in ("a0", "a1"))
     other.fit(5)
