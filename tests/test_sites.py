@@ -14,11 +14,11 @@ import pytest
 from toy import NAMES, described, fault
 from toy_sites import SESSION, Village
 
-from peertune.engines import post
+from peertune.engines import account, post
 from peertune.engines.base import Argument, Entry, Ref
 from peertune.engines.flare import FlareEngine
 from peertune.engines.seal import Plain
-from peertune.engines.worker import Done, Refused, Started, Value
+from peertune.engines.worker import Done, Refused, Started, Value, Withheld
 from peertune.errors import AgentError, ConfigError, PayloadError, PeertuneError
 from peertune.federation import Federation
 from peertune.ledger import COORDINATOR
@@ -326,6 +326,14 @@ def test_a_site_describes_its_own_agent() -> None:
     for facts in NO_FACTS:
         with pytest.raises(PeertuneError, match="^the site of a0 does not describe its agent$"):
             describing(Started(facts))
+
+
+def test_what_a_site_says_of_a_call_is_bounded() -> None:
+    ref = Ref("a1", 0, "profile")
+    row = Entry("metric", {"agent": "a1", "name": "memory", "value": 1.0})
+    found = account.checked(ref, Done([row] * (account.ROWS + 3), None, (0.0, 0.0))).rows
+    assert found[:-1] == [row] * account.ROWS and "said 3 things" in found[-1].body["cause"]
+    assert len(account.reason(Withheld(("a1", "profile", "x" * (1 << 20), "error"))).cause) == account.MOST
 
 
 def test_what_a_site_says_of_its_refusal_is_bounded() -> None:

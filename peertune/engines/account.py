@@ -7,10 +7,11 @@ import msgspec
 from msgspec import Meta
 
 from peertune.engines.base import METRICS, Entry, Ref, failure_row
-from peertune.engines.worker import Done
+from peertune.engines.worker import Done, Withheld
 from peertune.errors import AgentError
 
 MOST = 1 << 14  # characters of a text
+ROWS = 1 << 12  # of one call
 Text = Annotated[str, Meta(max_length=MOST)]
 Word = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,4096}\Z")]  # the longest is the path of a model
 Count = Annotated[int, Meta(ge=0, le=1 << 48)]
@@ -75,12 +76,17 @@ def checked(ref: Ref, done: Done) -> Done:
     """The account of one call without the rows that no agent in its place could have written; how many those were is a
     failure of it.
     """
-    rows = [row for row in done.rows if _is_sound(ref, row)]
+    rows = [row for row in done.rows[:ROWS] if _is_sound(ref, row)]
     if left := len(done.rows) - len(rows):
         cause = f"its site said {left} things of the call that no site can say; they are left out"
         rows.append(failure_row(AgentError(ref.owner, ref.verb, cause)))
     seconds = done.seconds if all(map(math.isfinite, done.seconds)) else (0.0, 0.0)
     return msgspec.structs.replace(done, rows=rows, seconds=seconds)
+
+
+def reason(withheld: Withheld) -> AgentError:
+    """Why there is no answer, as its owner's site says."""
+    return AgentError(*(text[:MOST] for text in withheld.failure))
 
 
 def _is_sound(ref: Ref, row: Entry) -> bool:

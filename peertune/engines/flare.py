@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from peertune.engines.account import MOST, checked, describes
+from peertune.engines.account import MOST, checked, describes, reason
 from peertune.engines.base import Argument, Barrier, Engine, Ref, failure_row, fields_of, timing
 from peertune.engines.local import Listener
 from peertune.engines.post import (
@@ -94,7 +94,7 @@ class FlareEngine(Engine):
         if ref.id not in visit.fetched:
             answer = self._ask(ref.owner, Get(self._session, visit.number, ref))
             if not isinstance(answer, Value):
-                raise AgentError(*answer.failure) if isinstance(answer, Withheld) else _unreachable(ref, visit)
+                raise reason(answer) if isinstance(answer, Withheld) else _unreachable(ref, visit)
             visit.fetched[ref.id] = answer.raw
         return visit.fetched[ref.id]
 
