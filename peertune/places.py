@@ -11,8 +11,10 @@ from typing import Any
 from peertune.codecs import Codec, layout
 from peertune.config.schema import AnswersTask, Config, HumanEvalTask, IntentTask, MBPPTask, MethodConfig, RecordsTask
 from peertune.errors import ConfigError
+from peertune.ledger import SERVER
 from peertune.lm.source import resolve
 from peertune.methods import METHODS
+from peertune.methods.kd import strangers
 from peertune.methods.split import FAMILIES, check_cuts, uncut
 from peertune.tasks.disjoint import check_disjoint
 from peertune.tasks.intent import FILES
@@ -59,6 +61,8 @@ def _check_methods(config: Config) -> None:
                 _check_split(config, method)
             if method.type in ("kd", "fedmkt"):
                 _check_listed(config, method)
+            if method.type == "kd" and method is config.method:  # as a baseline it may be left out
+                _check_heads(config, method)
         except ConfigError as error:
             raise ConfigError(f"[{name}] {error}") from None
 
@@ -90,6 +94,19 @@ def _check_listed(config: Config, method: MethodConfig) -> None:
             raise ConfigError(
                 f"{method.type}: `top_k` is {method.top_k}, but {party.model} has {tokens} tokens; {cure}"
             )
+
+
+def _check_heads(config: Config, method: MethodConfig) -> None:
+    """Models of one vocabulary have heads of one width; whether it is one vocabulary, only tokenizers tell."""
+    together = method.vocabularies == "one" or (method.server_model and method.vocabularies != "aligned")
+    if not together or (isinstance(config.task, IntentTask) and config.task.output == "classes"):
+        return
+    learners = {name: party.model for name, party in config.parties().items() if name != SERVER or method.server_model}
+    (first, one), *others = learners.items()
+    own = _number(_described(one), "vocab_size")
+    for name, model in others:
+        if (tokens := _number(_described(model), "vocab_size")) and own and tokens != own:
+            raise strangers(f"{name} ({model}) has {tokens}, {first} ({one}) has {own}")
 
 
 def _check_public(config: Config) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 from small import bodies, last_checkpoint, make_models, run, small_config
+from tiny import make_tiny_model
 
+from peertune.config.schema import Config
 from peertune.errors import ConfigError, MethodError, PayloadError
 from peertune.knowledge import Knowledge, pack
 from peertune.ledger import COORDINATOR, SERVER, Ledger
@@ -116,6 +118,27 @@ def test_no_more_tokens_are_listed_than_there_are(models: dict[str, str]) -> Non
         ConfigError, match=r"\[kd\] kd: `top_k` is 321, but .*llama has 320 tokens; lower it, or set it"
     ):
         check_places(config(models, method=KD | {"top_k": 321}))
+
+
+def test_validate_knows_heads_of_other_widths(models: dict[str, str], tmp_path: Path) -> None:
+    """Of the configuration's own method: a baseline that does not fit is left out of a comparison, with the reason."""
+    small = str(make_tiny_model(tmp_path / "small", "llama", vocabulary=290))
+
+    def mixed(method: Any, **changes: Any) -> Config:
+        release = {"logits": "coordinator", "assessed": "agents"}
+        agents = [{"model": model, "release": release} for model in (models["llama"], small)]
+        return config(models, agents=agents, method=method, **changes)
+
+    with pytest.raises(
+        ConfigError, match=r"\[kd\] kd needs .* same tokens; a1 \(.*small\) has 290, a0 \(.*llama\) has 320\."
+    ):
+        check_places(mixed(KD))
+    check_places(mixed(KD | {"vocabularies": "groups"}))
+    check_places(mixed("local", baselines={"kd": KD}))
+    served = {"server_model": True, "vocabularies": "aligned", "precision": "fp16"}
+    check_places(mixed(KD | served, server={"model": small}))
+    with pytest.raises(ConfigError, match=r"server \(.*small\) has 290, a0 \(.*llama\) has 320\. Use"):
+        check_places(config(models, method=KD | {"server_model": True}, server={"model": small}))
 
 
 class Recorder:

@@ -68,11 +68,9 @@ class KD(Method):
         learners = [*agents, *([self.run.server] if self.server_model and self.run.server else [])]
         for facts in learners[1:]:
             if self._is_one() and facts["vocabulary"] != learners[0]["vocabulary"]:
-                raise MethodError(
-                    f"kd needs models that choose from the same tokens; {facts['name']} ({facts['model']}) has another "
-                    f"tokenizer than {learners[0]['name']} ({learners[0]['model']}). Use models of one tokenizer, a "
-                    "task of classes, `vocabularies: groups`, `vocabularies: aligned` with a server's model, or "
-                    "`method: knexa`, which shares text"
+                raise strangers(
+                    f"{facts['name']} ({facts['model']}) has another tokenizer than {learners[0]['name']} "
+                    f"({learners[0]['model']})"
                 )
 
     @property
@@ -144,6 +142,15 @@ class KD(Method):
         _record(fed, list(known), found)
         sharpened = found.knowledge if self.sharpening == 1.0 else sharpen(found.knowledge, self.sharpening)
         return Logits.of(sharpened, self.precision) if sharpened.lengths.any() else None
+
+
+def strangers(difference: str) -> MethodError:
+    """That models have different tokens to choose from; `difference` says which models."""
+    return MethodError(
+        f"kd needs models that choose from the same tokens; {difference}. Use models of one tokenizer, a task of "
+        "classes, `vocabularies: groups`, `vocabularies: aligned` with a server's model, or `method: knexa`, which "
+        "shares text"
+    )
 
 
 def _of_one_form(fed: Federation, known: Mapping[str, Knowledge], problems: int) -> dict[str, Knowledge]:
