@@ -26,6 +26,7 @@ KITS = Path("kits")
 Kits = Annotated[Path, typer.Option(help="The organiser's folder.")]
 Changed = Annotated[list[str], typer.Option(metavar="PARTY", help="This party has made new keys; repeatable.")]
 Deploy = Annotated[Path | None, typer.Option("--deploy", metavar="KIT", help="Check this kit and its way.")]
+Hybrid = Annotated[bool, typer.Option("--hybrid", help="Keys to seal with that have ML-KEM beside X25519.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
@@ -67,6 +68,7 @@ def reconfigure(file: Source, kits: Kits = KITS) -> None:
 def request(
     invitation: Annotated[Path, typer.Argument(help="The invitation that the organiser sent.")],
     to: Annotated[Path | None, typer.Option(help="The kit to make; a folder of the party's name by default.")] = None,
+    hybrid: Hybrid = False,
 ) -> None:
     """Make this site's keys and kit, and its request to the organiser. The private keys stay in the kit."""
     _check_installed()
@@ -75,18 +77,19 @@ def request(
 
     invited = read_document(invitation, Invitation)
     kit = to or Path(invited.party)
-    _tell_request(kit, begin(invited, kit))
+    _tell_request(kit, begin(invited, kit, hybrid))
 
 
 def renew(
     kit: Kit,
     keys: Annotated[bool, typer.Option("--keys", help="Make new keys too; the old ones serve until `accept`.")] = False,
+    hybrid: Hybrid = False,
 ) -> None:
     """Ask the organiser for a new certificate, for the keys that a kit has, or for new ones."""
     _check_installed()
     from peertune.deploy.request import ask
 
-    _tell_request(kit, ask(kit, new_keys=keys))
+    _tell_request(kit, ask(kit, keys, hybrid))
 
 
 def approve(

@@ -455,6 +455,25 @@ def test_a_list_is_taken_in_while_nothing_runs_from_the_kit(after: Apart) -> Non
     assert files() != before
 
 
+def test_a_site_may_have_hybrid_keys_and_keeps_the_suite(after: Apart) -> None:
+    kit = after.kit("lab")
+    assert "only new keys of a site" in refused("renew", kit, "--hybrid")
+    assert "only new keys of a site" in refused("renew", after.kit("submitter"), "--keys", "--hybrid")
+    shutil.rmtree(kit)
+    ok("request", after.folder / "lab" / "lab.invitation", "--to", kit, "--hybrid")
+    for _ in range(2):
+        after.approve(after.send("lab"), changed="lab")
+        after.accept("clinic", changed="lab")
+        after.accept("lab")
+        assert pinned(after.kit("clinic"))["lab"].suite == "hybrid"
+        seals = {name: seal_of(after.kit(name), "run/1") for name in ("clinic", "lab")}
+        for source, reader in (("clinic", "lab"), ("lab", "clinic")):
+            sealed = seals[source].close(reader, 1, b"text", call=7)
+            assert seals[reader].open(source, 1, sealed, call=7) == b"text"
+        (kit / "local" / KEYS).unlink()
+        ok("renew", kit, "--keys")
+
+
 def test_a_site_that_lost_its_kit_makes_another(after: Apart) -> None:
     after.reconfigure(study(rounds=3))  # the old invitation knows nothing of it
     shutil.rmtree(after.kit("lab"))

@@ -263,7 +263,7 @@ def _keys(kit: Kit, members: Members) -> Check:
         return Check("Sealing keys", str(error), fix)
     if own.encode() != members.members[kit.party].card:
         return Check("Sealing keys", "are not those that the others have", fix)
-    return Check("Sealing keys", own.fingerprint)
+    return Check("Sealing keys", f"{own.fingerprint} ({own.suite})")
 
 
 def _peers(kit: Kit, members: Members) -> Check:

@@ -11,9 +11,10 @@ from peertune.deploy.documents import SUBMITTER, Invitation, Request, config_of,
 from peertune.deploy.home import Settings, write_settings
 from peertune.deploy.sealing import KEYS
 from peertune.deploy.skeleton import identity, make_skeleton
-from peertune.deploy.trust import INVITATION, invitation_of
+from peertune.deploy.trust import INVITATION, decoded, invitation_of, members_of
 from peertune.errors import ConfigError
 from peertune.guard import Identity
+from peertune.guard.keys import SuiteName
 from peertune.ledger import COORDINATOR
 
 PENDING = "pending"  # the folder of a kit with keys that wait for their certificate
@@ -21,8 +22,10 @@ TLS = "tls.key"  # in it
 ROOT = "rootCA.pem"
 
 
-def begin(invitation: Invitation, kit: Path) -> Request:
-    """Make the kit of who is invited, with new keys, and its request. Raises `ConfigError`."""
+def begin(invitation: Invitation, kit: Path, hybrid: bool = False) -> Request:
+    """Make the kit of who is invited, with new keys, and its request. `hybrid`: seal to them with ML-KEM too. Raises
+    `ConfigError`.
+    """
     if kit.exists():
         raise ConfigError(f"{kit} exists; a kit is not overwritten (a new certificate for it: `peertune renew {kit}`)")
     party, config = invitation.party, config_of(invitation.config)
@@ -39,17 +42,21 @@ def begin(invitation: Invitation, kit: Path) -> Request:
         (fresh / "local" / INVITATION).write_bytes(msgspec.json.encode(invitation))
         if party != SUBMITTER:
             write_settings(fresh, Settings(invitation.config, "runs", party if is_site(party) else None))
-        _make_keys(fresh, party)
+        _make_keys(fresh, party, "hybrid" if hybrid else "x25519")
         fresh.rename(kit)
     return ask(kit)
 
 
-def ask(kit: Path, new_keys: bool = False) -> Request:
-    """A request for a certificate of the keys that the kit has, or of new ones. Raises `ConfigError`."""
+def ask(kit: Path, new_keys: bool = False, hybrid: bool = False) -> Request:
+    """A request for a certificate of the keys that the kit has, or of new ones, `hybrid` also where the old ones are.
+    Raises `ConfigError`.
+    """
     invitation = invitation_of(kit)
     project, party = invitation.project, invitation.party
+    if hybrid and not (new_keys and is_site(party)):
+        raise ConfigError(f"only new keys of a site can be hybrid: `peertune renew {kit} --keys --hybrid` at a site")
     if new_keys:
-        _make_keys(kit, party)
+        _make_keys(kit, party, "hybrid" if hybrid else _suite_of(kit, party))
     tls, sealing = newest_keys(kit, party)
     request = Request(
         project.name,
@@ -85,7 +92,14 @@ def role(party: str) -> str:
     return "server" if party == COORDINATOR else "client"
 
 
-def _make_keys(kit: Path, party: str) -> None:
+def _suite_of(kit: Path, party: str) -> SuiteName:
+    """Of the keys that the others have of this party; the kit's own may be lost."""
+    members = members_of(kit)
+    card = members.members[party].card if members else b""
+    return decoded(party, card).suite if card else "x25519"
+
+
+def _make_keys(kit: Path, party: str, suite: SuiteName) -> None:
     waiting = kit / PENDING
     waiting.mkdir(mode=0o700, exist_ok=True)
     if any(waiting.iterdir()):
@@ -95,4 +109,4 @@ def _make_keys(kit: Path, party: str) -> None:
         )
     certificates.new_key(waiting / TLS)
     if is_site(party):
-        Identity.create(waiting / KEYS, party)
+        Identity.create(waiting / KEYS, party, suite)
