@@ -276,3 +276,15 @@ def test_maps_of_published_tokenizers_are_those_of_brute_force_on_a_sample(a: st
     first = vocabulary_map(source, target, "first_piece")
     assert (first[missing] != NONE).all()
     assert all(source.tokens[id].startswith(target.tokens[first[id]]) for id in missing.tolist())
+
+
+@needs_real
+@pytest.mark.parametrize(("a", "b", "tie"), [("gpt_neox_20b", "codet5", "lex"), ("openai_cl100k", "qwen", "id")])
+def test_maps_of_more_published_tokenizers_are_those_of_brute_force_on_a_sample(a: str, b: str, tie: Tie) -> None:
+    """Takes some seconds: 50 000 tokens among 32 000; and two vocabularies of 100 000 and more, to read them."""
+    source, target = real(a), real(b)
+    table, exact = (vocabulary_map(source, target, rule, tie) for rule in ("mined", "exact"))
+    missing = np.flatnonzero((exact == NONE) & (table != NONE))
+    assert len(missing) > 1000 and (table[exact != NONE] == exact[exact != NONE]).all()
+    for id in np.random.default_rng(0).choice(missing, 10, replace=False).tolist():
+        assert table[id] == mined_by_force(source.tokens[id], target, tie, Levenshtein.distance)
