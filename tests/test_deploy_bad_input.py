@@ -20,14 +20,14 @@ pytest.importorskip("nvflare", reason="needs the extra peertune[flare]")
 
 from peertune.config.schema import Config
 from peertune.deploy import certificates
-from peertune.deploy.home import Settings
+from peertune.deploy.home import BUILDER, Settings, digest, home
 from peertune.deploy.job import check_versions, installed
 from peertune.deploy.places import places_of, without_places
 from peertune.deploy.start import LOCK
 from peertune.deploy.trust import invitation_of
 from peertune.engines.base import Entry, Ref
 from peertune.engines.post import Answer, Drained
-from peertune.engines.worker import Done, Refused, Started, Value, Withheld
+from peertune.engines.worker import Done, Refused, Server, Start, Started, Value, Withheld
 from peertune.errors import ConfigError
 from peertune.identity import identity
 
@@ -85,6 +85,16 @@ def test_what_is_no_error_of_a_site_stays_byte_for_byte(tmp_path: Path) -> None:
 
 
 # Models
+
+
+def test_a_site_without_the_model(tmp_path: Path) -> None:
+    """What its agent's process says to the site, and the site to the coordinator, who ends the run with it."""
+    config = Config.model_validate_json(json.dumps(study()))
+    settings = Settings(config.model_dump_json(), "runs", "lab", model=str(tmp_path / "gone"))
+    plan = home(settings, tmp_path, digest(config)).spec
+    told = Server().handle(Start(BUILDER, plan, ["lab"]))
+    assert isinstance(told, Refused) and told.exit_code == 2
+    assert f"model '{tmp_path}/gone': expected a folder with config.json" in told.message and "\n" not in told.message
 
 
 def test_one_name_for_two_models() -> None:
