@@ -226,6 +226,7 @@ def test_the_page_says_everything() -> None:
     page = markdown(summary)
     assert "3 agents, 4 rounds, 3 seeds;" in page and "Not in the scores: cat (liar)." in page
     assert "| dear | 3 | 60.0 (60.0 to 60.0) | 40.0 | +30.0 (+30.0 to +30.0) |" in page
+    assert "| (warm start) | 3 | 15.0 (15.0 to 15.0) | 10.0 | -15.0 (-15.0 to -15.0) |" in page
     assert "| dear | 33.3 B | 33.3 B | 0 | 400 B | 400 B | 400 B |" in page and "| dear | 4 GFLOP | 0 | 0.0 |" in page
     assert "Pareto front of Pass@1 against bytes on all links: `local`, `dear`" in page
     assert "To reach 54.0 points, 90 % of what the best, `dear`" in page and "| local | never | – | – |" in page

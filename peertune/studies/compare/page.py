@@ -29,15 +29,15 @@ def markdown(summary: Row) -> str:
 
 def _measured(summary: Row) -> list[str]:
     arms, start = summary["arms"], summary["warm_start"]
-    costs = [*arms, *([{**start, "arm": "(warm start)"}] if start else [])]
+    rows = [*arms, *([{**start, "arm": "(warm start)"}] if start else [])]
     return [
         *(_about(summary), ""),
-        *_table(_score_columns(summary), arms),
+        *_table(_score_columns(summary), rows),
         *(["", line] if (line := unaudited(summary)) else []),
         *("", "Bytes; up and down are what clients send and receive, whoever the other is:", ""),
-        *_table(_byte_columns(summary), costs),
+        *_table(_byte_columns(summary), rows),
         *("", "Work; exchange updates are optimiser steps on what others gave (`fedavg` has own data only):", ""),
-        *_table(_work_columns(summary), costs),
+        *_table(_work_columns(summary), rows),
         *_teachers(arms),
         *("", *_fronts(summary), ""),
         *_reach(summary),

@@ -28,7 +28,7 @@ def summarise(runs: Sequence[Run]) -> dict[str, Any]:
     first = runs[0]
     local = next((run.local for run in runs if run.local), None)
     rows = [_arm([run for run in runs if name in run.arms], name, local) for name in names]
-    starts = [run.arms[START].costs[0] for run in runs if START in run.arms]
+    started = [run for run in runs if START in run.arms]
     curves = {name: _curve([run for run in runs if name in run.arms], name) for name in names}
     return {
         "score": first.score,
@@ -39,7 +39,7 @@ def summarise(runs: Sequence[Run]) -> dict[str, Any]:
         "local": local,
         "method": first.method,
         "arms": rows,
-        "warm_start": _costs(starts) if starts else None,
+        "warm_start": _arm(started, START, local) if started else None,
         "fronts": {cost: _front(rows, cost) for cost in PAID},
         "reach": _reach(curves),
         "curves": curves,
