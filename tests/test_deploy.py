@@ -328,6 +328,33 @@ def test_a_job_whose_acknowledgement_was_lost_is_not_submitted_twice(monkeypatch
     assert hub.Hub(Path("kit")).submit(Path("job"), "first") == "j0" and len(jobs) == 1
 
 
+def test_a_job_that_a_killed_server_calls_running_is_not_taken_for_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("peertune.deploy.hub", reason="needs the extra peertune[flare]")
+    jobs = [{"job_id": "j0", "job_name": "first", "status": "RUNNING"}]
+
+    class Restarted:
+        cause = "Job j0 is not running."
+
+        def abort_job(self, job: str) -> None:
+            raise hub.api_spec.InternalError(self.cause)
+
+        def list_jobs(self) -> list[dict[str, str]]:
+            return jobs
+
+        def submit_job(self, job: str) -> str:
+            return "j1"
+
+    monkeypatch.setattr(hub, "new_secure_session", lambda *_, **__: Restarted())
+    one = hub.Hub(Path("kit"))
+    monkeypatch.setattr(Restarted, "cause", "the disk is full")
+    with pytest.raises(PeertuneError, match="the disk is full"):
+        one.abort("j0")
+    assert one.running("first")
+    monkeypatch.setattr(Restarted, "cause", "Job j0 is not running.")
+    one.abort("j0")
+    assert not one.running("first") and one.submit(Path("job"), "first") == "j1"
+
+
 def test_a_job_without_a_coordinator_is_ended(follow: Callable[..., Outcome]) -> None:
     """As after the loss of the server, when jobs stay RUNNING for ever."""
     hub = FakeHub(("RUNNING", None, 0), ("FINISHED:COMPLETED", DONE, 1))

@@ -19,6 +19,7 @@ SILENT = 120.0  # seconds after which a job that runs and whose coordinator does
 LOGIN = 20.0  # seconds
 TRIES = 5
 FINAL = (0, 2)  # exit codes that another try would not change: done, and refused
+NOT_RUNNING = "is not running"  # in what FLARE says of a job that it cannot end
 ENDED = "FINISHED"  # the beginning of every status of a job that has ended
 LOST = (api_spec.NoConnection, api_spec.SessionClosed, api_spec.NoReply, api_spec.AuthenticationError, TimeoutError)
 REFUSALS = (
@@ -40,6 +41,7 @@ class Hub:
     def __init__(self, kit: Path, patience: float = 120.0) -> None:
         self._kit, self._patience = kit.resolve(), patience
         self._session: Session | None = None
+        self._ended: set[str] = set()
 
     def submit(self, job: Path, run: str) -> str:
         """The id of the job. One whose acknowledgement was lost is found by its run's name, not submitted twice."""
@@ -55,7 +57,7 @@ class Hub:
         jobs = [
             {"id": job["job_id"], "name": job["job_name"], "status": job["status"]}
             for job in self._ask(lambda session: session.list_jobs())
-            if not job["status"].startswith(ENDED)
+            if not job["status"].startswith(ENDED) and job["job_id"] not in self._ended
         ]
         return [job for job in jobs if name in (None, job["name"])]
 
@@ -84,7 +86,17 @@ class Hub:
                 return None
 
     def abort(self, job: str) -> None:
-        self._ask(lambda session: session.abort_job(job))
+        """A server that was killed says RUNNING of its job for ever, but has none to end: it counts as ended here."""
+
+        def once(session: Session) -> None:
+            try:
+                session.abort_job(job)
+            except api_spec.InternalError as error:
+                if NOT_RUNNING not in str(error):
+                    raise
+
+        self._ask(once)
+        self._ended.add(job)
 
     def close(self) -> None:
         if self._session:
