@@ -47,19 +47,14 @@ class Hub:
         """The id of the job. One whose acknowledgement was lost is found by its run's name, not submitted twice."""
 
         def once(session: Session) -> str:
-            running = self.running(run)
+            running = self._running(session, run)
             return running[0]["id"] if running else session.submit_job(str(job.resolve()))
 
         return self._ask(once)
 
     def running(self, name: str | None = None) -> list[dict[str, str]]:
         """Jobs that have not ended, of that run or of all: id, name and status."""
-        jobs = [
-            {"id": job["job_id"], "name": job["job_name"], "status": job["status"]}
-            for job in self._ask(lambda session: session.list_jobs())
-            if not job["status"].startswith(ENDED) and job["job_id"] not in self._ended
-        ]
-        return [job for job in jobs if name in (None, job["name"])]
+        return self._ask(lambda session: self._running(session, name))
 
     def status(self, job: str) -> str:
         return self._ask(lambda session: session.get_job_meta(job)["status"])
@@ -86,7 +81,7 @@ class Hub:
                 return None
 
     def abort(self, job: str) -> None:
-        """A server that was killed says RUNNING of its job for ever, but has none to end: it counts as ended here."""
+        """End it. A server that was killed says RUNNING of its job for ever, but has none to end: it counts as ended."""
 
         def once(session: Session) -> None:
             try:
@@ -102,6 +97,14 @@ class Hub:
         if self._session:
             self._session.close()
             self._session = None
+
+    def _running(self, session: Session, name: str | None) -> list[dict[str, str]]:
+        return [
+            {"id": job["job_id"], "name": job["job_name"], "status": job["status"]}
+            for job in session.list_jobs()
+            if not job["status"].startswith(ENDED) and job["job_id"] not in self._ended
+            if name in (None, job["job_name"])
+        ]
 
     def _ask(self, question: Callable[[Session], Found]) -> Found:
         """Log in and ask; again, if the server has been away."""
