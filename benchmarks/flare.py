@@ -130,7 +130,8 @@ def main() -> None:
             hub = Hub(made["submitter"])
             parts = {"site": "flare.EchoSite", "coordinator": "flare.Timer"}
             sites = {name: name for name in NAMES}
-            job = hub.submit(write_job(folder / "jobs", {"run": "benchmark", "wanted": "", "sites": sites}, **parts))
+            told = {"run": "benchmark", "wanted": "", "sites": sites}
+            job = hub.submit(write_job(folder / "jobs", told, **parts), told["run"])
             while not (ended := hub.status(job)).startswith("FINISHED"):
                 time.sleep(1)
             hub.close()

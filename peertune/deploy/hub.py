@@ -81,7 +81,7 @@ class Hub:
                 return None
 
     def abort(self, job: str) -> None:
-        """End it. A server that was killed says RUNNING of its job for ever, but has none to end: it counts as ended."""
+        """End it. A server that was killed says RUNNING of its job for ever and has none to end: it counts as ended."""
 
         def once(session: Session) -> None:
             try:
