@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from small import make_models, run, small_config
-from test_split_method import SPLIT, config_of
+from split_parts import SPLIT, config_of
 from tiny import VOCABULARY, make_tiny_model
 
 from peertune import measuring

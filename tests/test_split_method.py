@@ -1,8 +1,6 @@
-"""Split-FedLLM on tiny true models: what a round equals, what travels, who is served when, what survives a failure."""
+"""Split-FedLLM on tiny true models: what a round equals, what travels, who is served when, what is left behind."""
 
 import json
-import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,62 +9,52 @@ import pytest
 import torch
 from killing import questions
 from peft import PeftModel
-from safetensors.torch import load as load_safetensors
-from small import bodies, last_checkpoint, make_models, resume, run, small_config
+from small import bodies, run
+from split_parts import (
+    BATCH,
+    INT8,
+    PLAIN,
+    ROUNDS,
+    SPLIT,
+    STEPS,
+    V1,
+    WARM,
+    adapter_of,
+    config_of,
+    difference,
+    integers,
+    models_and_questions,
+)
 from test_intent_runs import messages
-from tiny import WIDTH, make_tiny_encoder, make_tiny_model
+from tiny import WIDTH, make_tiny_encoder
 from transformers import AutoModelForCausalLM
 
 from peertune.agent import Agent
 from peertune.assemble import build_agents
-from peertune.checkpoint import Blobs
 from peertune.codecs import Codec, bytes_of
 from peertune.config.schema import Config
 from peertune.engines.base import Host, Ref
-from peertune.errors import AgentError, ConfigError, MethodError
+from peertune.errors import AgentError
 from peertune.export import export_adapter
 from peertune.ledger import COORDINATOR, SERVER, Ledger
 from peertune.lm.calibrate import costs_of
-from peertune.lm.cut import _FAMILIES, ENCODERS, Cut, Parts
+from peertune.lm.cut import Cut, Parts
 from peertune.lm.encode import Row
 from peertune.lm.flops import Costs, Pass
 from peertune.lm.model import LanguageModel
 from peertune.lm.quiet import quiet
 from peertune.lm.ragged import pack
 from peertune.lm.settings import AdapterSettings
-from peertune.methods import Budget, Run, Split
 from peertune.methods.parts import of_client
-from peertune.methods.split import FAMILIES
-from peertune.payloads import Activations, Gradient, Labelled, Number, Payload, decode, encode
-from peertune.places import check_places
+from peertune.payloads import Activations, Gradient, Labelled, Payload, decode, encode
 
-SPLIT: dict[str, Any] = {"type": "split"}
-PLAIN, V1, INT8 = SPLIT | {"shape": "plain"}, SPLIT | {"variant": "v1"}, SPLIT | {"codec": "int8"}
-RELEASE = {"weights": "coordinator", "activations": "agents", "labelled": "agents", "gradient": "agents"}
 UNCLIPPED = {"batch_size": 4, "clip_norm": 1e9}
-ROUNDS, STEPS, BATCH, WARM = 2, 3, 4, 2
-State = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("models")
-    made = make_models(folder)
-    for model in made.values():  # gpt2 has dropout by default
-        path = Path(model) / "config.json"
-        path.write_text(re.sub(r'pdrop": 0.1', 'pdrop": 0.0', path.read_text()))
-    return {**made, "questions": questions(folder)}
-
-
-def config_of(models: dict[str, str], who: str = "llama llama llama", **changes: Any) -> Config:
-    names = who.split()
-    sizes = {"train": 24, "validation": 12, "transfer": 0, "probe": 0, "test": 2}
-    task = {"type": "answers", "path": models.get("questions", ""), **sizes, "partition": "iid"}
-    agents = [{"model": models.get(name, name), "release": RELEASE} for name in names]
-    server = {"model": models.get(names[0], names[0])}
-    usual = {"task": task, "agents": agents, "server": server, "evaluation": {"max_new_tokens": 4, "every": 2}}
-    return small_config({}, "", **(usual | {"method": SPLIT} | changes))
+    return models_and_questions(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
@@ -85,22 +73,6 @@ def folder(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ledger(folder: Path) -> Ledger:
     return Ledger.read(folder / "ledger.sqlite")
-
-
-def stored(folder: Path, arm: str, name: str) -> State:
-    """The last checkpoint of a party."""
-    digest = last_checkpoint(Ledger.read(folder / "ledger.sqlite"), arm).body["agents"][name]
-    return load_safetensors(Blobs(folder / "agents" / name / "checkpoints").get(digest))
-
-
-def adapter_of(folder: Path, arm: str, name: str) -> State:
-    state = stored(folder, arm, name)
-    return {key.removeprefix("adapter/"): tensor for key, tensor in state.items() if key.startswith("adapter/")}
-
-
-def difference(left: State, right: State) -> float:
-    assert left.keys() == right.keys()
-    return max(float((left[name] - right[name]).abs().max()) for name in left)
 
 
 def transfers(ledger: Ledger, arm: str = "split", phase: str = "round") -> list[dict[str, Any]]:
@@ -208,10 +180,6 @@ def batches(config: Config, folder: Path, name: str) -> list[list[Row]]:
     agent: Any = agents[name]
     agent._record.cursor = WARM * BATCH
     return [agent._learner.own_batch(agent._train, agent._record) for _ in range(ROUNDS * STEPS)]
-
-
-def integers(count: int) -> np.ndarray:
-    return np.zeros(count, np.int32)
 
 
 def states(count: int) -> np.ndarray:
@@ -356,120 +324,6 @@ def test_v2_serves_one_after_the_other_in_an_order_of_the_round(ledger: Ledger) 
     assert orders[0] != orders[1]
 
 
-# What survives
-
-
-class Stop(Exception):
-    """The run is over for this process."""
-
-
-def test_a_run_goes_on_as_if_never_stopped(models: dict[str, str], tmp_path: Path) -> None:
-    """Adapters and optimisers of both halves are in the checkpoints; those of V1 hold one of the server's a client."""
-    made = config_of(models, "llama llama", method=V1, baselines={"v2": SPLIT})
-    whole = run(tmp_path / "whole", made)
-
-    def stop_after(arm: str) -> Callable[[str, dict[str, Any]], None]:
-        def stop(event: str, body: dict[str, Any]) -> None:
-            if event == "round" and (body["arm"], body["round"]) == (arm, 1):
-                raise Stop
-
-        return stop
-
-    with pytest.raises(Stop):
-        run(tmp_path / "stopped", made, stop_after("v2"))
-    with pytest.raises(Stop):
-        resume(tmp_path / "stopped", stop_after("split"))
-    assert resume(tmp_path / "stopped").head == whole.head
-    for arm, expected in (("v2", set()), ("split", {"a0", "a1"})):
-        copies = {key.split("/")[1] for key in stored(tmp_path / "whole", arm, SERVER) if key.startswith("more/")}
-        assert copies == expected
-
-
-def test_the_number_of_workers_does_not_show(models: dict[str, str], tmp_path: Path) -> None:
-    """Two processes that import torch: the messages of split learning go from one to the other."""
-    sections = {"method": V1, "baselines": {"v2": SPLIT}, "rounds": 1}
-    inline = run(tmp_path / "inline", config_of(models, "llama llama", **sections))
-    apart = run(tmp_path / "apart", config_of(models, "llama llama", **sections, engine={"workers": 2}))
-    assert apart.head == inline.head
-
-
-@pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """`failing(verb, name, number, error)`: the call of that number of a verb at an agent raises."""
-
-    def arrange(verb: str, name: str, number: int, what: Any) -> None:
-        original, calls = getattr(Agent, verb), []
-
-        def call(agent: Any, *args: Any) -> Any:
-            if agent.name == name:
-                calls.append(verb)
-                if len(calls) == number:
-                    if isinstance(what, Exception):
-                        raise what
-                    return what(original(agent, *args))
-            return original(agent, *args)
-
-        monkeypatch.setattr(Agent, verb, call)
-
-    yield arrange
-
-
-@pytest.mark.parametrize("method", [SPLIT, V1], ids=["v2", "v1"])
-def test_a_failure_between_two_halves_of_a_step_costs_that_step(
-    models: dict[str, str], tmp_path: Path, method: dict[str, Any], failing: Any
-) -> None:
-    failing("split_loss", "a1", 2, RuntimeError("the dog ate it"))
-    ledger = run(tmp_path / "run", config_of(models, method=method))
-    failures = bodies(ledger, "failure")
-    assert [(body["agent"], body["verb"]) for body in failures] == [("a1", "split_loss")]
-    assert "dog" not in json.dumps(failures)
-    assert updates(ledger) == {"a0": [STEPS, STEPS], "a1": [STEPS - 1, STEPS], "a2": [STEPS, STEPS]}
-    assert [body["agents"] for body in bodies(ledger, "aggregation")] == [["a0", "a1", "a2"]] * ROUNDS
-
-
-def updates(ledger: Ledger) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for body in bodies(ledger, "metric", "split"):
-        if body["name"] == "exchange_updates":
-            found.setdefault(body["agent"], []).append(body["value"])
-    return found
-
-
-def test_a_client_that_sends_what_cannot_be_costs_its_own_steps(
-    models: dict[str, str], tmp_path: Path, failing: Any
-) -> None:
-    failing(
-        "split_lower", "a0", 1, lambda sent: Activations({**sent.tensors, "lengths": integers(1) + 99999}, sent.step)
-    )
-    failing("split_loss", "a2", 1, lambda sent: Gradient(sent.tensors, sent.step + 1))
-    ledger = run(tmp_path / "run", config_of(models, rounds=1))
-    found = {(body["agent"], body["verb"]): body["cause"] for body in bodies(ledger, "failure")}
-    assert found.keys() == {("a0", "split_lower"), ("a2", "split_loss")}
-    assert "server cannot use its answer: expected rows of 1 to 96 tokens" in found["a0", "split_lower"]
-    assert "expected the gradient of step" in found["a2", "split_loss"]
-    assert updates(ledger) == {"a0": [STEPS - 1], "a1": [STEPS], "a2": [STEPS - 1]}
-
-
-def test_a_client_that_does_not_come_back_does_not_count(models: dict[str, str], tmp_path: Path, failing: Any) -> None:
-    failing("split_leave", "a1", 1, RuntimeError("gone"))
-    ledger = run(tmp_path / "run", config_of(models, method=V1))
-    assert [body["agents"] for body in bodies(ledger, "aggregation")] == [["a0", "a2"], ["a0", "a1", "a2"]]
-
-
-def test_a_round_without_its_server_counts_for_nothing(models: dict[str, str], tmp_path: Path, failing: Any) -> None:
-    failing("split_close", SERVER, 1, RuntimeError("gone"))
-    ledger = run(tmp_path / "run", config_of(models, evaluation={"every": 1}))
-    assert [event.round for event in ledger.events("aggregation")] == [2]
-    assert [(body["agent"], body["verb"]) for body in bodies(ledger, "failure")] == [(SERVER, "split_close")]
-
-
-def test_an_agent_that_is_away_is_left_out_and_still_deployed_to(models: dict[str, str], tmp_path: Path) -> None:
-    made = config_of(models, availability={"present": {"a1": [[2, 2]]}})
-    ledger = run(tmp_path / "run", made)
-    assert [body["agents"] for body in bodies(ledger, "aggregation")] == [["a0", "a2"], ["a0", "a1", "a2"]]
-    assert difference(*(adapter_of(tmp_path / "run", "split", name) for name in ("a0", "a1"))) == 0.0
-
-
 # What is left behind
 
 
@@ -543,107 +397,3 @@ def test_hidden_states_are_kept_until_somebody_has_them() -> None:
     assert decode(host.release(ref, SERVER)).kind == "activations"
     with pytest.raises(AgentError, match="server has pulled its answer; it is kept once"):
         host.release(ref, "b")
-
-
-# What is refused
-
-
-def facts(name: str, **changes: Any) -> dict[str, Any]:
-    usual = {"name": name, "model": "x", "family": "llama", "adapter": "1", "scale": 2.0, "layers": 4}
-    return usual | changes
-
-
-@pytest.mark.parametrize(
-    ("fields", "agent", "message"),
-    [
-        ({}, {"adapter": "2", "model": "y"}, r"a1 \(y\) differs from the server \(x\)"),
-        ({}, {"scale": 1.0}, "one adapter shape for all"),
-        ({"cut": 4}, {}, "the model has 4 blocks: `cut` is 1 to 3, found 4 for a"),
-        ({"cuts": {"a1": 5}}, {}, "found 5 for a1"),
-        ({"cut": 2, "last": 2}, {}, r"first cut after 2 \(a.\): `last` is 3 to 4, found 2"),
-        ({"last": 5}, {}, "`last` is 2 to 4, found 5"),
-    ],
-)
-def test_agents_that_do_not_fit(fields: dict[str, Any], agent: dict[str, Any], message: str) -> None:
-    run = Run(1, 0, Budget(1, 1), (), server=facts(SERVER))
-    Split(run=run).check([facts("a0"), facts("a1")])
-    with pytest.raises(MethodError, match=message):
-        Split(run=run, **fields).check([facts("a0"), facts("a1", **agent)])
-
-
-def test_a_model_that_cannot_be_cut_and_a_codec_that_cannot_be() -> None:
-    odd = facts(SERVER, layers=0, family="opt")
-    with pytest.raises(MethodError, match="x is a opt model, which cannot be cut; expected one of bloom, gpt2"):
-        Split(run=Run(1, 0, Budget(1, 1), (), server=odd)).check([facts("a0", layers=0, family="opt")])
-    with pytest.raises(ConfigError, match="keep is 1 or more"):
-        Split(run=Run(1, 0, Budget(1, 1), (), server=facts(SERVER)), codec="topk").check([facts("a0")])
-    with pytest.raises(MethodError, match="split needs a server"):
-        Split(run=Run(1, 0, Budget(1, 1), ())).check([facts("a0")])
-    assert set(FAMILIES) == set(_FAMILIES) and FAMILIES[-len(ENCODERS) :] == ENCODERS
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"server": None}, r"split needs a server, which trains the middle; add `server: \{model"),
-        ({"server": {"model": "other"}}, "one base model for all; a0 .* differs from the server"),
-        ({"server": {"model": "x", "adapter": {"rank": 2}}}, "give a0 the server's `adapter`"),
-        ({"method": SPLIT | {"cuts": {"zoe": 1}}}, "`cuts` names 'zoe', which is no agent"),
-        ({"method": PLAIN | {"last": 2}}, "`shape: plain` has one cut"),
-        ({"method": SPLIT | {"cut": 3, "last": 3}}, "`last` is 3, but 3 blocks are below the first cut"),
-        ({"method": SPLIT | {"codec": "int8", "keep": 3}}, "keep is 1 or more, of topk only"),
-        ({"method": SPLIT | {"codec": "int4"}}, "codec"),
-        ({"agents": [{"model": "x"}]}, "needs weights released to the coordinator"),
-        ({"agents": [{"model": "x", "release": {"weights": "coordinator"}}]}, "activations released to other agents"),
-        (
-            {"method": PLAIN, "agents": [{"model": "x", "release": RELEASE | {"labelled": "nobody"}}]},
-            "labelled released to other agents, but a0 does not; set its `release.labelled: agents`",
-        ),
-    ],
-)
-def test_a_configuration_that_cannot_work(models: dict[str, str], changes: dict[str, Any], message: str) -> None:
-    with pytest.raises((ConfigError, ValueError), match=message):
-        config_of(models, "x", **changes)
-
-
-def test_validate_knows_how_many_blocks_there_are(models: dict[str, str]) -> None:
-    check_places(config_of(models, "llama"))
-    with pytest.raises(ConfigError, match=r"\[split\] split: the model has 2 blocks: `cut` is 1 to 1, found 2 for a0"):
-        check_places(config_of(models, "llama", method=SPLIT | {"cut": 2}))
-    with pytest.raises(ConfigError, match="`last` is 2 to 2, found 3"):
-        check_places(config_of(models, "gpt2", method=SPLIT | {"last": 3}))
-
-
-@pytest.mark.parametrize(
-    ("more", "found"),
-    [({"codec": "topk", "keep": WIDTH + 1}, "0 and 33"), ({"codec": "int8", "outliers": WIDTH}, "32 and 0")],
-)
-def test_validate_knows_how_wide_hidden_states_are(models: dict[str, str], more: dict[str, Any], found: str) -> None:
-    for name in ("llama", "gpt2"):
-        with pytest.raises(ConfigError, match=rf"\[split\] codec: hidden states have 32 channels; .*; found {found}"):
-            check_places(config_of(models, name, method=SPLIT | more))
-
-
-def test_validate_knows_which_models_can_be_cut(models: dict[str, str], tmp_path: Path) -> None:
-    place = str(make_tiny_model(tmp_path / "opt", "opt"))
-    with pytest.raises(ConfigError, match=r"\[cut\] split: .*opt is a opt model, which cannot be cut; expected one of"):
-        check_places(config_of({**models, "opt": place}, "opt", method={"type": "local"}, baselines={"cut": SPLIT}))
-
-
-def test_a_server_that_nobody_needs_is_refused(models: dict[str, str]) -> None:
-    for method in ("local", "fedavg"):
-        with pytest.raises(
-            ConfigError, match=r"\[server\] no arm has a use for it.*; remove it, or add an arm of `split`"
-        ):
-            check_places(config_of(models, "llama", method={"type": method}))
-    check_places(config_of(models, "llama", method={"type": "local"}, baselines={"cut": SPLIT}))
-
-
-@pytest.mark.parametrize("verb", ["split_lower", "split_labelled", "split_leave"])
-def test_a_client_that_has_joined_nothing(models: dict[str, str], tmp_path: Path, verb: str) -> None:
-    spec = json.dumps({"config": config_of(models, "llama").model_dump_json(), "folder": str(tmp_path)})
-    agents, _ = build_agents(spec.encode(), ["a0", SERVER])
-    with pytest.raises(MethodError, match="a0 has joined no round"):
-        agents["a0"].call(verb, [])
-    with pytest.raises(MethodError, match="server serves no round"):
-        agents[SERVER].call("split_middle", [Number(0), Activations({}, 0)])
