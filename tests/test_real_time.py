@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from asynchrony_parts import RUN, SET, equal
 from contract import failures, transfers
 from held import FOUR, Yard
 from held_runs import true_sites
 from small import bodies, make_models, run, small_config
-from test_asynchrony import RUN, SET, equal
 from toy import FIRST, PATH_HERE, fault
 
 from peertune.assemble import Spec
