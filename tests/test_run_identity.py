@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from experiment_parts import TWO, stopped_after
 from small import bodies, make_models, resume, run, small_config
-from test_experiment import TWO, stopped_after
 from tiny import make_tiny_model
 
 from peertune.agent import Agent
