@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from peertune.cli import app
 from peertune.config.schema import Config
-from peertune.errors import PeertuneError
+from peertune.errors import ConfigError, PeertuneError
 
 NAMES = ("clinic", "lab")
 
@@ -38,6 +38,15 @@ def ok(*words: object, answer: str = "") -> str:
     result = peertune(*words, answer=answer)
     assert result.exit_code == 0, (words, result.output, result.exception)
     return result.output
+
+
+def refused(*words: object, kind: type[PeertuneError] = ConfigError) -> str:
+    """One line, and exit code 2."""
+    result = peertune(*words)
+    assert isinstance(result.exception, kind) and result.exception.exit_code == 2, (result.output, result.exception)
+    message = str(result.exception)
+    assert "\n" not in message
+    return message
 
 
 class Apart:
@@ -107,3 +116,24 @@ def two_sites(folder: Path) -> Apart:
     parties.approve(*[parties.request(name) for name in NAMES])
     parties.accept(*NAMES)
     return parties
+
+
+def all_asked(folder: Path) -> Path:
+    """The organiser has founded a federation, and both sites have asked."""
+    parties = Apart(folder)
+    parties.found(study())
+    for name in NAMES:
+        parties.request(name)
+    return parties.folder
+
+
+def all_joined(asked: Path, to: Path) -> Path:
+    """The same after both have been approved and have accepted, in a copy."""
+    parties = copy(asked, to)
+    parties.approve(*(parties.kits.parent / f"{name}.request" for name in NAMES))
+    parties.accept(*NAMES)
+    return parties.folder
+
+
+def copy(folder: Path, to: Path) -> Apart:
+    return Apart(Path(shutil.copytree(folder, to / "all")))
