@@ -378,7 +378,7 @@ def assert_same(one: Aggregate, two: Aggregate) -> None:
 
 @pytest.mark.parametrize("name", WHOLE)
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_order_of_clients_does_not_matter(name: str, data: st.DataObject) -> None:
     updates = data.draw(federations(mixed=name in MIXED))
     shuffled = data.draw(st.permutations(updates))
@@ -387,7 +387,7 @@ def test_the_order_of_clients_does_not_matter(name: str, data: st.DataObject) ->
 
 @pytest.mark.parametrize("name", WHOLE)
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_one_client_goes_on_from_its_own_adapter(name: str, data: st.DataObject) -> None:
     update = data.draw(federations(mixed=name in MIXED))[0]
     found = AGGREGATORS[name].combine([update])
@@ -400,7 +400,7 @@ def test_one_client_goes_on_from_its_own_adapter(name: str, data: st.DataObject)
 
 @pytest.mark.parametrize("name", [name for name in WHOLE if AGGREGATORS[name].exact])
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_exact_rules_are_exact_for_all_shapes(name: str, data: st.DataObject) -> None:
     updates = data.draw(federations(mixed=name in MIXED))
     assert missed(updates, AGGREGATORS[name].combine(updates)) < 1e-6

@@ -19,7 +19,7 @@ def cheapest(costs: np.ndarray) -> np.ndarray:
 
 
 @given(seed=st.integers(0, 1 << 30), n=st.integers(1, 8), m=st.integers(1, 8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_totals_are_those_of_the_double_loop(seed: int, n: int, m: int) -> None:
     costs = np.random.default_rng(seed).integers(0, 4, (n, m))
     np.testing.assert_array_equal(dtw._totals(costs)[1:, 1:], cheapest(costs)[1:, 1:])

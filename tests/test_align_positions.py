@@ -115,7 +115,7 @@ def cut(draw: st.DrawFn, text: str) -> list[bytes]:
 
 
 @given(data=st.data(), texts=st.lists(st.text(max_size=20), max_size=4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_what_corresponds_is_what_a_search_finds(data: st.DataObject, texts: list[str]) -> None:
     sides, prefixes = [], []
     for _ in range(2):
@@ -232,7 +232,7 @@ def test_one_tokenizer_corresponds_to_itself_everywhere(text: str) -> None:
 
 
 @given(text=st.text(max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_generated_and_bundled_tokenizers_correspond_at_equal_prefixes(text: str) -> None:
     kinds = (byte_level(), sentencepiece(), stored(BUNDLED / "qwen2"), stored(BUNDLED / "bloom"))
     for one in kinds:
@@ -249,7 +249,7 @@ PLAIN = (
 
 @pytest.mark.parametrize("name", NAMES[1:])
 @given(text=st.text(max_size=40))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_real_tokenizers_correspond_at_equal_prefixes(name: str, text: str) -> None:
     """Reading 100 000 tokens and more takes a second or two of CPU time, once."""
     for one, other in ((NAMES[0], name), (name, NAMES[0])):

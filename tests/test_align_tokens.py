@@ -35,7 +35,7 @@ def test_the_letters_of_byte_level_bpe_are_those_of_the_tokenizers_library(text:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_tokens_of_a_text_are_its_bytes(text: str) -> None:
     assert spelt(make_tokenizer(), text) == text.encode()
     assert spelt(bundled("gpt2"), text) == text.encode()
@@ -43,7 +43,7 @@ def test_the_tokens_of_a_text_are_its_bytes(text: str) -> None:
 
 @pytest.mark.parametrize("metaspace", [False, True])
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: text[0] not in " ▁"))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_pieces_and_byte_tokens_are_bytes_after_the_space_that_is_put_in_front(metaspace: bool, text: str) -> None:
     assert spelt(sentencepiece_like(metaspace), text) == b" " + text.replace("▁", " ").encode()
 

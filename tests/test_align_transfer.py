@@ -156,7 +156,7 @@ def expected(known: Knowledge, position: int, places: np.ndarray, merge: Merge) 
 
 
 @given(data=st.data(), merge=st.sampled_from(["sum", "first"]), k=st.integers(1, WIDTH), mass=st.floats(0.3, 1.0))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_it_is_what_one_entry_at_a_time_gives(data: st.DataObject, merge: Merge, k: int, mass: float) -> None:
     width = data.draw(st.integers(1, 14), "width")
     places = np.array(data.draw(st.lists(st.integers(-1, width - 1), min_size=WIDTH, max_size=WIDTH)), dtype=np.int32)

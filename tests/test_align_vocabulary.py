@@ -86,14 +86,12 @@ def with_byte_tokens() -> Vocabulary:
 @example([b"abc" * 100], [b"b" * 299, b"abc" * 99, b"", b"abc" * 101])
 @example([b"a" * 300], [b"b" * 300, b"a" * 20])  # distances that a byte does not hold
 @example([b"a" * 300], [b"a" * 40, b"a" * 60])
-@settings(deadline=None)
 def test_the_nearest_is_that_of_brute_force(queries: list[bytes], candidates: list[bytes]) -> None:
     found, far = nearest(queries, candidates)
     assert (found.tolist(), far.tolist()) == by_force(queries, candidates, edits)
 
 
 @given(st.lists(SHORT, min_size=1, max_size=40), st.lists(SHORT, min_size=1, max_size=40))
-@settings(deadline=None)
 def test_it_does_not_depend_on_how_the_work_is_cut(queries: list[bytes], candidates: list[bytes]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distance, "_PAIRS", 1)
@@ -112,7 +110,6 @@ def test_among_none_there_is_none() -> None:
 
 @pytest.mark.parametrize("tie", TIES)
 @given(source=st.lists(MIXED, max_size=8), target=st.lists(MIXED, max_size=20))
-@settings(deadline=None)
 def test_a_mined_map_is_that_of_brute_force(tie: Tie, source: list[bytes], target: list[bytes]) -> None:
     ours, theirs = sound(source), sound(target)
     expected = [mined_by_force(token, theirs, tie) if token else NONE for token in source]
@@ -132,7 +129,7 @@ def test_exact_maps_equal_bytes_alone_and_a_first_piece_begins_the_token(
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), min_size=1), unique=True))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_first_piece_is_the_one_that_the_tokenizer_cuts(words: list[str]) -> None:
     letters = {byte: letter for letter, byte in byte_letters().items()}
     spellings: list[tuple[PreTrainedTokenizerFast, Callable[[str], str]]] = [

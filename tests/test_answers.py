@@ -65,7 +65,7 @@ def test_the_test_depends_on_the_seed_and_its_size_only(tmp_path: Path) -> None:
     assert [e for e in Answers(more, 3, SIZES | {"test": 9}).examples("test") if e.category != "c"][:5] == test
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(st.sampled_from("abcde"), st.integers(1, 12), min_size=1),
        st.fixed_dictionaries({split: st.integers(0, 12) for split in ORDER}), st.integers(0, 2**63 - 1))  # fmt: skip
 def test_splits_are_disjoint_or_refused(

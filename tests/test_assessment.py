@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -52,7 +52,6 @@ def test_nobody_was_heard() -> None:
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.data())
-@settings(deadline=None)
 def test_what_is_no_number_never_teaches(sources: int, problems: int, data: st.DataObject) -> None:
     own = data.draw(hnp.arrays(np.float32, problems, elements=losses))
     others = data.draw(hnp.arrays(np.float32, (sources, problems), elements=losses))
@@ -114,7 +113,6 @@ def test_losses_are_by_byte_of_the_answer() -> None:
     st.integers(1, 6),
     st.sampled_from(["fp16", "int8"]),
 )
-@settings(deadline=None)
 def test_the_truth_is_believed(logits: np.ndarray, k: int, bits: str) -> None:
     assert checked(claim(logits, k, bits)) == [True, True]
 

@@ -107,7 +107,7 @@ def test_a_second_report_is_refused_before_and_after_the_first_has_come() -> Non
     assert first.endswith("has been reported before") and "has been settled" in second
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(st.lists(st.tuples(st.integers(-1, 6), st.sampled_from("ab"), st.floats()), max_size=12))
 def test_whatever_is_reported_each_exchange_is_settled_at_most_once(reports: list[tuple[int, str, float]]) -> None:
     fed = federation()

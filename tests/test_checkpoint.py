@@ -28,7 +28,7 @@ def files(blobs: Blobs) -> set[str]:
     return set(os.listdir(blobs.folder)) if blobs.folder.exists() else set()
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200))
 def test_round_trip(blobs: Blobs, content: bytes) -> None:
     digest = blobs.put(content)

@@ -183,7 +183,7 @@ def test_dropouts_are_a_function_of_seed_round_and_agent() -> None:
 # A value that can be saved
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(
     steps=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 50)), max_size=30),
     quorum=st.floats(0.1, 1.0),

@@ -58,7 +58,7 @@ def test_there_are_five_templates_in_each_of_twelve_categories():
     assert len({t.key for t in templates()}) == 60
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 10**6), st.lists(st.integers(0, 30), min_size=5, max_size=5))
 def test_sizes_are_exact_and_spread_over_the_categories(seed: int, sizes: list[int]):
     train, validation, transfer, probe, test = sizes

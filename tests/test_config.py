@@ -188,7 +188,7 @@ def test_every_mistake_is_listed_in_the_order_of_the_file(tmp_path: Path) -> Non
     ]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(
     st.integers(0, len(BASE)), st.integers(0, 12), st.text(" \n\t:-[]{}?&*!|>'\"%@`#,abc01.~é\x00\ud7ff", max_size=8)
 )

@@ -116,7 +116,7 @@ def test_transfer_prompts_must_not_be_test_problems(models: dict[str, str], tmp_
         run(tmp_path / "run", small_config({}, "", agents=agents, task=task, sandbox="unsafe"))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 1000))
 def test_codelets_are_disjoint_by_construction(seed: int) -> None:
     task = Codelets(seed, 60, 24, 24, 12, 24)

@@ -110,7 +110,7 @@ def test_blocks_change_nothing(k: int | None, block: int, monkeypatch: pytest.Mo
 
 
 @given(seed=st.integers(0, 1 << 30), k=st.integers(1, WIDTH), clients=st.integers(1, 5), limit=st.integers(1, WIDTH))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_an_ensemble_is_sound_and_its_limit_moves_the_rest_to_the_tail(
     seed: int, k: int, clients: int, limit: int
 ) -> None:
@@ -230,7 +230,7 @@ def test_a_client_that_puts_its_probability_in_the_tail_is_not_sure() -> None:
     temperature=st.floats(0.05, 0.95),
     k=st.sampled_from([None, 1, 4, WIDTH]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_sharpening_lowers_the_entropy(seed: int, scale: float, temperature: float, k: int | None) -> None:
     known = client(seed, k, scale=scale)
     sharp = sharpen(known, temperature)

@@ -184,7 +184,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Federatio
         engine.close()
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(program=st.lists(STEPS, min_size=1, max_size=14))
 @example(program=[("share", "shut", PICKS), ("share", "a1", fault("raise")), ("both", "a2", 1, 0)])
 @example(program=[("share", "a1", fault("raise")), ("share", "shut", PICKS), ("both", "a2", 1, 0), ("fetch", "a0", 0)])

@@ -48,7 +48,7 @@ def refused(seal: Seal, sealed: bytes, source: str = "clinic", round: int = 1, c
 # What opens
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     raw=st.one_of(st.binary(max_size=200), st.integers(0, 300_000).map(bytes)),
     round=st.integers(0, 2**63 - 1),
@@ -243,7 +243,7 @@ def test_the_hybrid_suite_cannot_be_talked_down(tmp_path: Path) -> None:
 
 
 @given(raw=st.one_of(st.binary(max_size=400), st.binary(max_size=400).map(lambda tail: b"PTE\x01" + tail)))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_end_in_a_seal_error(shared: dict[str, Seal], raw: bytes) -> None:
     refused(shared["lab"], raw)
 

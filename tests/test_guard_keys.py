@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from parties import identities, seal_of
 
@@ -137,7 +137,6 @@ def test_a_card_holds_nothing_private(keys: Path) -> None:
         assert not secret or (secret not in shown and str(private[field]).encode() not in shown)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_bytes_that_are_no_card_are_refused(raw: bytes) -> None:
     with pytest.raises(SealError):

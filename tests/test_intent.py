@@ -77,7 +77,7 @@ def test_a_draw_depends_on_the_seed_and_the_splits_before(files: tuple[str, str]
     assert prompts(Intent(*files, 4, SIZES)) != prompts(task)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 20), st.integers(0, 12), st.integers(0, 12), st.integers(0, 12), st.integers(0, 2**63 - 1))
 def test_splits_are_disjoint_or_refused(
     tmp_path_factory: pytest.TempPathFactory, train: int, validation: int, transfer: int, probe: int, seed: int

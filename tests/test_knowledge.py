@@ -72,7 +72,7 @@ def test_all_tokens_leave_no_tail_and_a_billionth_leaves_one() -> None:
 
 
 @given(seed=st.integers(0, 1 << 30), mass=st.floats(0.01, 1.0), k=st.integers(1, WIDTH))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_trimmed_rows_have_the_mass_and_no_entry_too_many(seed: int, mass: float, k: int) -> None:
     whole = packed(k, seed)
     known = whole.trim(mass)
@@ -192,7 +192,7 @@ def test_a_receiver_refuses(known: Knowledge, message: str) -> None:
 
 
 @given(seed=st.integers(0, 1 << 30), scale=st.floats(0.0, 30.0), k=st.integers(1, WIDTH))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_codes_are_off_by_half_a_step(seed: int, scale: float, k: int) -> None:
     known = pack(logits(seed, scale), np.array(LENGTHS), k)
     codes, top, step = quantise(known.logp)

@@ -228,7 +228,7 @@ TAMPERING = st.one_of(
 )
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(TAMPERING)
 def test_any_change_is_found(path: Path, statements: list[str]) -> None:
     original = contents(path)

@@ -148,7 +148,7 @@ def test_bf16_states_lose_what_fp32_states_lose() -> None:
     k=st.integers(1, V),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_never_negative_and_nothing_between_equals(
     seed: int, scale: float, temperature: float, k: int, dtype: torch.dtype
 ) -> None:
@@ -162,7 +162,7 @@ def test_never_negative_and_nothing_between_equals(
 
 
 @given(seed=st.integers(0, 1 << 30), k=st.integers(1, V - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_knowing_less_never_costs_more(seed: int, k: int) -> None:
     """At temperature 1 a coarser teacher's divergence is a lower bound (data processing)."""
     student, teacher = numbers(N, V, seed=seed), numbers(N, V, seed=seed + 1, scale=3.0)

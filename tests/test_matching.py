@@ -54,7 +54,7 @@ def all_assignments(agents: int, k: int, most: int) -> Iterator[Pairs]:
             yield pairs
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(weights(7), st.integers(0, 4))
 def test_disjoint_equals_brute_force(matrix: np.ndarray, k: int) -> None:
     chosen = best_disjoint(matrix, k)
@@ -67,7 +67,7 @@ def test_disjoint_equals_brute_force(matrix: np.ndarray, k: int) -> None:
     assert values == sorted(values, reverse=True), "the best first"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(weights(4), st.integers(0, 5), st.integers(1, 3))
 def test_assignment_equals_brute_force(matrix: np.ndarray, k: int, most: int) -> None:
     chosen = best_assignment(matrix, k, most)
@@ -122,7 +122,7 @@ def test_nobody_is_paired_for_nothing() -> None:
     assert best_disjoint(np.zeros((4, 4)), 2) == [] and best_assignment(-np.ones((4, 4)), 2, 2) == []
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(weights(7), st.integers(0, 4), st.integers(1, 3))
 def test_one_by_one_reaches_half_at_least(matrix: np.ndarray, k: int, most: int) -> None:
     """What large federations get: valid, best first, and half of the best total or more."""

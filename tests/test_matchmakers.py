@@ -63,7 +63,7 @@ def test_policies_by_name() -> None:
     assert {**learning, **fixed} == MATCHMAKERS
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(POLICIES + ABSTAINING), st.integers(0, 9), st.integers(1, 6), st.integers(0, 10_000))
 def test_contract(policy: Matchmaker, agents: int, k: int, seed: int) -> None:
     """At most k candidates, themselves and not copies of their contexts, disjoint, the same again; inputs untouched."""
@@ -120,7 +120,7 @@ def learnt(policy: LinUCB, exchanges: Sequence[tuple[np.ndarray, float]]) -> Sta
     return state
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 40), st.integers(0, 10_000), st.sampled_from([0.01, 1.0, 7.0]))
 def test_state_is_the_closed_form(updates: int, seed: int, ridge: float) -> None:
     """A = ridge I + sum x x', b = sum z x, z by the moments of all rewards so far: exactly ridge regression."""
@@ -264,7 +264,7 @@ def test_jensen_shannon_exact() -> None:
     assert js([0, 0], [0, 0]) == 0.0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=12))
 def test_jensen_shannon_is_a_bounded_symmetric_distance(columns: list[tuple[float, float]]) -> None:
     p, q = np.array(columns).T

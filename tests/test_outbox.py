@@ -202,7 +202,7 @@ def test_a_receipt_binds_run_round_parties_and_content(tmp_path: Path) -> None:
         assert db.execute("SELECT COUNT(*) FROM receipts").fetchone() == (0,)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(st.binary(max_size=300), st.binary(max_size=300).map(lambda tail: b"PTR\x01" + tail)))
 def test_any_bytes_for_a_receipt_end_in_a_seal_error(party: dict[str, Seal], raw: bytes) -> None:
     with pytest.raises(SealError):

@@ -51,7 +51,7 @@ def dealt_skew(partition: Partition, seed: int) -> float:
 # Shares
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(KINDS), st.integers(3, 9), st.integers(1, 14), st.integers(0, 1000))
 def test_shares_are_shares(partition: Partition, agents: int, categories: int, seed: int) -> None:
     matrix = shares(agents, categories, partition, np.random.default_rng(seed))
@@ -106,7 +106,7 @@ def test_extreme_concentrations(alpha: float) -> None:
 # Dealing
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(KINDS), st.integers(3, 8), st.integers(0, 1000))
 def test_every_example_is_dealt_once(partition: Partition, agents: int, seed: int) -> None:
     parts = deal((TRAIN, VALIDATION), CATEGORIES, agents, partition, seed)
@@ -184,7 +184,7 @@ def test_what_cannot_be_dealt(sizes: tuple[int, int], agents: int, partition: Pa
 # An agent's own examples
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 30), min_size=2, max_size=80), st.floats(0.01, 0.9), st.integers(0, 99))
 def test_own_examples_are_divided_by_prompt(prompts: list[int], share: float, seed: int) -> None:
     examples = [Example(f"p{prompt}", str(place), key=f"p{prompt}") for place, prompt in enumerate(prompts)]

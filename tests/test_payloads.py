@@ -188,7 +188,7 @@ def test_every_kind_has_a_strategy() -> None:
 
 @pytest.mark.parametrize("kind", sorted(payloads))
 def test_round_trip(kind: str) -> None:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(payloads[kind])
     def check(payload: Payload) -> None:
         raw = encode(payload)

@@ -244,13 +244,13 @@ headers = st.dictionaries(
 )
 
 
-@settings(max_examples=STRUCTURED_CASES // 2, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=STRUCTURED_CASES // 2, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(sorted(PAYLOADS)), anything)
 def test_fuzz_structs(kind: str, value: object) -> None:
     refused(frame(kind, msgspec.msgpack.encode(value)))
 
 
-@settings(max_examples=STRUCTURED_CASES // 2, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=STRUCTURED_CASES // 2, suppress_health_check=list(HealthCheck))
 @given(headers, st.binary(max_size=48))
 def test_fuzz_headers(header: dict[str, object], data: bytes) -> None:
     refused(weights_frame(msgspec.json.encode(header), data))

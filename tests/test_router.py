@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from peertune.matchmakers.base import State
@@ -115,7 +115,6 @@ def random_claims(seed: int, agents: int, prompts: int) -> Claimed:
     return Claimed(surprise, bins, random.random((agents, prompts)) < 0.6, random.random((agents, prompts)) < 0.3)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(2, 6), st.integers(1, 8), st.booleans(), st.floats(0, 1))
 def test_what_a_ranking_always_is(seed: int, agents: int, prompts: int, explore: bool, floor: float) -> None:
     claimed, router = random_claims(seed, agents, prompts), Router(explore=explore, floor=floor)
@@ -138,7 +137,6 @@ def test_what_a_ranking_always_is(seed: int, agents: int, prompts: int, explore:
     assert all(np.array_equal(state[key], array) for key, array in kept.items())
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(0, 4), st.booleans()), max_size=20))
 def test_credit_is_a_share_and_the_order_of_evidence_does_not_matter(found: list[tuple[int, int, int, bool]]) -> None:
     there, back = MEAN.init(3, 2, 0), MEAN.init(3, 2, 0)
