@@ -453,10 +453,11 @@ def test_the_results_page_holds_the_tables_of_the_committed_summary() -> None:
     assert markdown(summary).strip() in (root / "results.md").read_text(encoding="utf-8")
 
 
-def test_the_results_page_says_what_the_summary_of_liars_says() -> None:
+@pytest.mark.parametrize("name", ["knexa-liars", "knexa-dirichlet"])
+def test_the_results_page_says_what_the_summary_of_a_federation_says(name: str) -> None:
     root = Path(__file__).parent.parent / "docs"
-    page, summary = (root / "results.md").read_text(encoding="utf-8"), root / "knexa-liars" / "summary.json"
-    for row in json.loads(summary.read_text(encoding="utf-8"))["federations"]["knexa-liars"]["arms"]:
+    page, summary = (root / "results.md").read_text(encoding="utf-8"), root / name / "summary.json"
+    for row in json.loads(summary.read_text(encoding="utf-8"))["federations"][name]["arms"]:
         over = points(row["over"]["uniform"], "+") if "uniform" in row["over"] else "–"
         assert row["seeds"] == 5 and f"| {row['arm']} | {points(row['score'])} | {over} |" in page
 
