@@ -462,13 +462,21 @@ def test_the_results_page_says_what_the_summary_of_a_federation_says(name: str) 
         assert row["seeds"] == 5 and f"| {row['arm']} | {points(row['score'])} | {over} |" in page
 
 
-def test_the_results_page_says_how_far_routing_leads_its_control_after_each_round() -> None:
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        (
+            "knexa",
+            "4 and 6 rounds `knexa` is {:.1f}, {:.1f} and {:.1f} points above it, better with each of the 5 seeds; "
+            "after 8 rounds {:+.1f}",
+        ),
+        ("knexa-dirichlet", "ahead at first: {:.1f} points after 2 rounds, {:.1f} after 4, {:.1f} after 6"),
+    ],
+)
+def test_the_results_page_says_how_far_routing_leads_its_control_after_each_round(folder: str, said: str) -> None:
     root = Path(__file__).parent.parent / "docs"
     scores: dict[tuple[str, int], list[float]] = {}
-    for record in json.loads((root / "knexa" / "summary.json").read_text(encoding="utf-8"))["records"]:
+    for record in json.loads((root / folder / "summary.json").read_text(encoding="utf-8"))["records"]:
         scores.setdefault((record["arm"], record["round"]), []).append(100 * record["benign"]["Pass@1"])
     leads = [np.mean(scores["knexa", t]) - np.mean(scores["uniform_filtered", t]) for t in (2, 4, 6, 8)]
-    said = (
-        "4 and 6 rounds `knexa` is {:.1f}, {:.1f} and {:.1f} points above it, better with each of the 5 seeds; after 8"
-    )
-    assert f"{said.format(*leads[:3])} rounds {leads[3]:+.1f}" in (root / "results.md").read_text(encoding="utf-8")
+    assert said.format(*leads) in (root / "results.md").read_text(encoding="utf-8")
